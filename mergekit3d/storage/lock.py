@@ -1,0 +1,37 @@
+"""One run at a time in an output folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergekit3d.errors import LockedError
+from mergekit3d.storage.atomic import output_error, sweep_leftovers
+
+LOCK_NAME = ".mergekit3d.lock"
+
+
+@contextmanager
+def output_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` (created where missing) for this process; a killed process frees it.
+
+    Raises:
+        LockedError: another run holds it.
+        OutputError: the folder cannot be created or written.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise LockedError("another run is writing here", where=folder, todo="wait for it, or pass another --out") from error
+    except OSError as error:
+        raise output_error(error, folder) from error
+    try:
+        sweep_leftovers(folder)
+        yield
+    finally:
+        lock.release()
