@@ -1,0 +1,15 @@
+"""Linear: the weighted average of the weights with the ratios that the recipe gives."""
+
+from __future__ import annotations
+
+from mergekit3d.merging.methods import MergeMethod, register
+from mergekit3d.merging.methods.mean_imm import average
+
+LINEAR = register(
+    MergeMethod(
+        name="linear",
+        summary="weighted average of the weights, by source, by layer or by glob",
+        reference="Wortsman et al., Model soups, ICML 2022",
+        combine=average,
+    )
+)

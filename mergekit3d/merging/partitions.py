@@ -1,0 +1,114 @@
+"""Which tensors are fused (shared) and which belong to a task (private), told from names and shapes alone.
+
+Patterns are globs on parameter names (``segmentation.*``) or kinds (``kind:norm``); private wins over shared. A layer is what
+owns a weight and its bias: the name up to the last dot.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergekit3d.errors import MergeKit3DError, RecipeError
+from mergekit3d.registry import did_you_mean
+
+KINDS = ("conv", "norm", "linear", "other")
+SHARED = "shared"
+PRIVATE = "private"
+BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
+
+
+@dataclass(frozen=True)
+class Partitions:
+    """Patterns of the two sets.
+
+    Args:
+        private: patterns of task-specific tensors (S of the paper); they win.
+        shared: patterns of fused tensors (P of the paper). What neither names stays out of the fusion.
+    """
+
+    private: tuple[str, ...] = ("kind:norm", "segmentation.*")
+    shared: tuple[str, ...] = ("*",)
+
+
+def layer_of(name: str) -> str:
+    """The layer that owns a tensor: ``encoder.0.input.conv`` for ``encoder.0.input.conv.weight``."""
+    return name.rpartition(".")[0] or name
+
+
+def kinds(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """The kind of every tensor: conv, norm, linear or other, by the layer that owns it.
+
+    Args:
+        shapes: shape of every tensor by name.
+
+    Returns:
+        A kind for every name. A layer with a weight of 3 or more axes is a convolution, of 2 axes linear, of 1 axis or with
+        running statistics a norm.
+    """
+    kind_of_layer: dict[str, str] = {}
+    for name, shape in shapes.items():
+        layer, _, leaf = name.rpartition(".")
+        if leaf in BUFFERS:
+            kind_of_layer[layer] = "norm"
+        elif leaf == "weight":
+            by_axes = {1: "norm", 2: "linear"}.get(len(shape), "conv" if len(shape) >= 3 else "other")
+            kind_of_layer.setdefault(layer, by_axes)
+    return {name: kind_of_layer.get(name.rpartition(".")[0], "other") for name in shapes}
+
+
+def matches(pattern: str, name: str, kind: str) -> bool:
+    """Whether a pattern names a tensor of that name and kind."""
+    return kind == pattern.removeprefix("kind:") if pattern.startswith("kind:") else fnmatch.fnmatchcase(name, pattern)
+
+
+def assign(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """The partition of every tensor.
+
+    Args:
+        partitions: the patterns.
+        shapes: shape of every tensor by name.
+
+    Returns:
+        ``shared`` or ``private`` for every name; what no pattern names is private.
+    """
+    kind_of = kinds(shapes)
+
+    def partition(name: str) -> str:
+        named = [any(matches(pattern, name, kind_of[name]) for pattern in patterns) for patterns in (partitions.private, partitions.shared)]
+        return SHARED if named == [False, True] else PRIVATE
+
+    return {name: partition(name) for name in shapes}
+
+
+def check_patterns(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> list[MergeKit3DError]:
+    """Problems of the patterns: unknown kinds, and globs that name no tensor (a misspelling, most likely)."""
+    problems: list[MergeKit3DError] = []
+    for key, patterns in (("private", partitions.private), ("shared", partitions.shared)):
+        for index, pattern in enumerate(patterns):
+            where = f"partitions.{key}[{index}]"
+            if pattern.startswith("kind:"):
+                kind = pattern.removeprefix("kind:")
+                if kind not in KINDS:
+                    problems.append(RecipeError("unknown kind of tensor", where=where, found=kind, todo=did_you_mean(kind, KINDS)))
+            elif not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
+                guess = did_you_mean(pattern.split(".")[0].strip("*"), {name.split(".")[0] for name in shapes})
+                problems.append(RecipeError("the pattern names no tensor", where=where, found=repr(pattern), todo=guess))
+    return problems
+
+
+def ratio_groups(names: Iterable[str], granularity: str) -> dict[str, str]:
+    """The group whose ratio a tensor uses.
+
+    Args:
+        names: names of the shared tensors.
+        granularity: model (one group), layer (a weight shares with its bias), tensor, or kernel (as layer; the group then
+            has one ratio an output channel).
+
+    Returns:
+        Name of the group for every tensor, in the order given.
+    """
+    by_granularity = {"model": lambda _: "model", "layer": layer_of, "tensor": str, "kernel": layer_of}
+    group = by_granularity[granularity]
+    return {name: group(name) for name in names}
