@@ -1,0 +1,163 @@
+"""Networks: how to build one, tell it from a bare state dict, and which of its tensors belong to a task.
+
+To add one: a description beside this file (no torch at its top) that makes an `Architecture` and registers it, its import in
+`_load`, and the network under ``networks/``. Any `torch.nn.Module` works without that, by its import path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mergekit3d.errors import InputError, RecipeError
+from mergekit3d.merging.partitions import Partitions, kinds, layer_of
+from mergekit3d.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """One network, ready to be built.
+
+    Args:
+        name: registered name, or import path of a `torch.nn.Module`.
+        in_channels: modalities.
+        out_channels: regions, or classes with the background.
+        arguments: further keyword arguments of the network.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for metadata."""
+        return {"name": self.name, "in_channels": self.in_channels, "out_channels": self.out_channels, **self.arguments}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> NetworkSpec:
+        """The specification that `as_json` wrote."""
+        arguments = {key: value for key, value in content.items() if key not in ("name", "in_channels", "out_channels")}
+        return cls(str(content["name"]), int(content["in_channels"]), int(content["out_channels"]), arguments)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of networks.
+
+    Args:
+        name: the recipe's ``architecture``.
+        build: makes the network of a specification.
+        infer: tells the specification from the shapes of a state dict; None where it is another network's.
+        partitions: default patterns of shared and private tensors.
+        input_weight: name of the weight whose axis 1 runs over the modalities.
+        multiple_of: input sizes must be a multiple of this.
+        arguments: names of the keyword arguments that a recipe may give; None for any.
+        zero_information: globs of biases whose information is exactly 0, since a norm follows.
+    """
+
+    name: str
+    build: Callable[[NetworkSpec], nn.Module]
+    infer: Callable[[Shapes], NetworkSpec | None]
+    partitions: Callable[[Shapes], Partitions]
+    input_weight: Callable[[Shapes], str | None]
+    multiple_of: Callable[[NetworkSpec], int]
+    arguments: tuple[str, ...] | None = None
+    zero_information: tuple[str, ...] = ()
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("architecture")
+
+
+def register(architecture: Architecture) -> Architecture:
+    """Add an architecture to the registry under its own name."""
+    return ARCHITECTURES.register(architecture.name)(architecture)
+
+
+def _load() -> None:
+    from mergekit3d.architectures import isensee2017  # noqa: F401  importing registers
+
+
+def architecture(name: str) -> Architecture:
+    """The architecture of a registered name, or of the import path of a `torch.nn.Module` (``monai.UNet`` for MONAI's).
+
+    Raises:
+        RecipeError: no such name.
+    """
+    if name in ARCHITECTURES:
+        return ARCHITECTURES.get(name)
+    if "." in name:
+        from mergekit3d.architectures.imported import imported_architecture
+
+        return imported_architecture(name)
+    todo = f"{did_you_mean(name, ARCHITECTURES)}; or give an import path such as monai.UNet"
+    raise RecipeError("unknown architecture", where=name, todo=todo)
+
+
+def infer_network(shapes: Shapes) -> NetworkSpec | None:
+    """The network that a bare state dict belongs to, told from names and shapes; None where no registered one fits."""
+    for _, candidate in ARCHITECTURES.items():
+        spec = candidate.infer(shapes)
+        if spec is not None:
+            return spec
+    return None
+
+
+def check_shapes(spec: NetworkSpec, shapes: Shapes, where: object) -> None:
+    """Compare a state dict with the network that it is meant for.
+
+    Raises:
+        InputError: tensors are missing, unknown or of another shape; the first is named, with the count.
+    """
+    expected = network_shapes(spec)
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
+    differing = [name for name in expected if name in shapes and tuple(shapes[name]) != expected[name]]
+    if not (missing or unknown or differing):
+        return
+    count = len(missing) + len(unknown) + len(differing)
+    if differing:
+        name = differing[0]
+        details = {"wanted": f"{name} {list(expected[name])}", "found": f"{list(shapes[name])} ({count} tensors differ)"}
+    elif missing:
+        details = {"wanted": f"a tensor {missing[0]}", "found": f"none of that name ({count} tensors differ)"}
+    else:
+        details = {"wanted": "no further tensors", "found": f"{unknown[0]} ({count} tensors differ)"}
+    raise InputError(f"the checkpoint is of another network than {spec.name}", where=where, todo="name the right architecture", **details)
+
+
+def network_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of a network, in its own order, without allocating it."""
+    import torch
+
+    with torch.device("meta"):
+        network = architecture(spec.name).build(spec)
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def build_network(spec: NetworkSpec) -> nn.Module:
+    """The network of a specification, with torch's own initialisation."""
+    return architecture(spec.name).build(spec)
+
+
+def first_convolution(shapes: Shapes) -> str | None:
+    """The first convolution's weight in the order of the state dict."""
+    kind_of = kinds(shapes)
+    return next((name for name in shapes if kind_of[name] == "conv" and name.endswith("weight")), None)
+
+
+def norms_and_last_layer(shapes: Shapes) -> Partitions:
+    """Default partitions of a network that nothing is known of: norms and the last layer are private."""
+    kind_of = kinds(shapes)
+    weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
+    last = (f"{layer_of(weights[-1])}.*",) if weights else ()
+    return Partitions(private=("kind:norm", *last))
+
+
+_load()

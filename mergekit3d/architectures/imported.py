@@ -1,0 +1,89 @@
+"""Any `torch.nn.Module` by its import path, with keyword arguments; ``monai.UNet`` is short for MONAI's own networks.
+
+An import runs code, so a path outside MONAI is followed only where the user's own recipe names it (or the program calls
+`allow_import`), never because a checkpoint's metadata does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from mergekit3d.architectures import Architecture, NetworkSpec, first_convolution, norms_and_last_layer
+from mergekit3d.errors import RecipeError
+from mergekit3d.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MONAI_NETWORKS = "monai.networks.nets"
+CHANNEL_ARGUMENTS = (("in_channels", "out_channels"), ("in_channels", "num_classes"), ("in_channels", "n_classes"))
+DEFAULT_MULTIPLE = 32
+_allowed: set[str] = set()
+
+
+def allow_import(name: str) -> None:
+    """Trust an import path: the user's recipe named it."""
+    _allowed.add(name)
+
+
+def imported_architecture(name: str) -> Architecture:
+    """The architecture behind an import path; the import itself waits until a network is built.
+
+    Args:
+        name: ``package.module.Class``, or ``monai.Class`` for a class of `monai.networks.nets`.
+    """
+    return Architecture(
+        name=name,
+        build=_build,
+        infer=lambda _: None,
+        partitions=norms_and_last_layer,
+        input_weight=first_convolution,
+        multiple_of=_multiple_of,
+    )
+
+
+def _build(spec: NetworkSpec) -> nn.Module:
+    network_class = _find_class(spec.name)
+    arguments = {key: value for key, value in spec.arguments.items() if key != "multiple_of"}
+    parameters = inspect.signature(network_class).parameters
+    for inputs, outputs in CHANNEL_ARGUMENTS:
+        if inputs in parameters and outputs in parameters:
+            arguments = {inputs: spec.in_channels, outputs: spec.out_channels, **arguments}
+            break
+    try:
+        return network_class(**arguments)  # type: ignore[no-any-return]  # the class comes from an import path
+    except (TypeError, ValueError, AssertionError) as error:
+        raise RecipeError("cannot build the network", where=spec.name, found=str(error)[:200], todo="check its keyword arguments") from error
+
+
+def _find_class(name: str) -> Any:
+    from torch import nn
+
+    module_name, _, class_name = name.rpartition(".")
+    if module_name == "monai":
+        module_name = MONAI_NETWORKS
+    if module_name != MONAI_NETWORKS and name not in _allowed:
+        raise RecipeError("the network's code is not trusted", where=name, todo="name it as architecture in the recipe to import it")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise RecipeError("cannot import the network", where=name, found=str(error)) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        networks = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
+        raise RecipeError("no such network", where=name, wanted="a torch.nn.Module", todo=did_you_mean(class_name, networks))
+    return found
+
+
+def _multiple_of(spec: NetworkSpec) -> int:
+    if "multiple_of" in spec.arguments:
+        return int(spec.arguments["multiple_of"])
+    strides = spec.arguments.get("strides")
+    if strides:
+        product = 1
+        for stride in strides:
+            product *= max(stride) if isinstance(stride, (list, tuple)) else int(stride)
+        return product
+    return DEFAULT_MULTIPLE

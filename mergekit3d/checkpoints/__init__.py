@@ -1,0 +1,91 @@
+"""Checkpoints in and out: names, shapes, tensors and metadata, whatever the file format.
+
+To add a format: a file beside this one that makes a `Format` and registers it, and its import below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergekit3d.checkpoints import pt, safetensors  # noqa: F401  importing registers; safetensors is told first
+from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
+from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES, check_file
+from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec
+from mergekit3d.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["CHECKPOINT", "FISHER", "Checkpoint", "Metadata", "TaskSpec", "TensorEntry", "load_tensors", "open_checkpoint", "save_tensors", "write_checkpoint"]
+
+
+def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
+    """Open a checkpoint of any known format.
+
+    Args:
+        path: the file.
+        verify: compare the content with the seal, where there is one.
+
+    Raises:
+        InputError: missing, damaged, or of no known format.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
+    for _, file_format in FORMATS.items():
+        if file_format.recognises(head):
+            checkpoint = file_format.open(path)
+            if verify:
+                checkpoint.check_seal()
+            return checkpoint
+    raise InputError("not a checkpoint", where=path, wanted=f"a file of one of the formats {', '.join(FORMATS)}", found="other content")
+
+
+def write_checkpoint(path: Path | str, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:
+    """Write tensors with metadata, in the format that the ending of the name asks for, atomically.
+
+    Returns:
+        The metadata with its seal.
+
+    Raises:
+        UsageError: no format has that ending.
+        OutputError: the file system refused.
+    """
+    path = Path(path)
+    for _, file_format in FORMATS.items():
+        if path.suffix.lower() in file_format.suffixes:
+            return file_format.write(path, tensors, metadata)
+    endings = sorted(suffix for _, file_format in FORMATS.items() for suffix in file_format.suffixes)
+    raise UsageError("no checkpoint format has that ending", where=path.name, wanted=" or ".join(endings))
+
+
+def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Metadata) -> Metadata:
+    """Write torch tensors; see `write_checkpoint`."""
+    import torch
+
+    def items() -> Iterable[tuple[TensorEntry, np.ndarray]]:
+        for name, tensor in tensors.items():
+            cpu = tensor.detach().cpu().contiguous()
+            is_bfloat16 = cpu.dtype == torch.bfloat16
+            values = (cpu.float() if is_bfloat16 else cpu).numpy()
+            yield TensorEntry(name, "BF16" if is_bfloat16 else dtype_name(values.dtype), tuple(cpu.shape)), values
+
+    return write_checkpoint(path, items(), metadata)
+
+
+def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in memory, as torch tensors of their own dtype (bfloat16 widened to float32)."""
+    import torch
+
+    def tensor(name: str) -> Any:
+        return torch.from_numpy(checkpoint.read(name).copy())
+
+    return {name: tensor(name) for name in checkpoint.entries}

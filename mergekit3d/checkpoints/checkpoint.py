@@ -1,0 +1,149 @@
+"""A set of named tensors in a file, whatever its format, read one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergekit3d.checkpoints.metadata import Metadata
+from mergekit3d.errors import InputError
+from mergekit3d.storage.seal import hash_in_parallel, tensor_digest, tensors_digest
+
+NUMPY_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+ITEM_SIZES = {**{name: np.dtype(code).itemsize for name, code in NUMPY_DTYPES.items()}, "BF16": 2}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a file.
+
+    Args:
+        name: parameter name.
+        dtype: name as in safetensors: F32, BF16, I64 ...
+        shape: sizes of the axes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are floating point."""
+        return self.dtype in FLOATS
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_SIZES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint or Fisher file.
+
+    Args:
+        path: where it stands.
+        entries: its tensors by name, in the order of the file.
+        metadata: what it says of itself; None for files that are not ours.
+        content: reads the little-endian bytes of one tensor.
+    """
+
+    path: Path
+    entries: Mapping[str, TensorEntry]
+    metadata: Metadata | None
+    content: Callable[[str], Any] = field(repr=False)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by name."""
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as an array of its own dtype; bfloat16 comes widened to float32, which loses nothing."""
+        entry = self.entries[name]
+        return decode(self.content(name), entry.dtype, entry.shape)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over every tensor's name, dtype, shape and bytes: the identity of the weights, whatever the format."""
+
+        def of(name: str) -> str:
+            entry = self.entries[name]
+            return tensor_digest(entry.dtype, entry.shape, self.content(name))
+
+        return tensors_digest(hash_in_parallel(self.entries, of))
+
+    def check_seal(self) -> None:
+        """Compare the file with its seal; a file without one (not ours) passes.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if self.metadata is None:
+            return
+        if not self.metadata.metadata_intact() or self.metadata.seal is None or self.metadata.seal.get("tensors") != self.digest:
+            raise InputError("the file is damaged", where=self.path, found="content that differs from its seal", todo="restore it from a copy")
+
+    def non_finite(self) -> list[tuple[str, int]]:
+        """Names of float tensors that hold NaN or Inf, with the number of such values."""
+        counts = [(name, int(np.count_nonzero(~np.isfinite(self.read(name))))) for name, entry in self.entries.items() if entry.is_float]
+        return [(name, count) for name, count in counts if count]
+
+    def check_finite(self) -> None:
+        """Refuse NaN and Inf.
+
+        Raises:
+            InputError: some tensor holds them; the first is named.
+        """
+        bad = self.non_finite()
+        if bad:
+            name, count = bad[0]
+            more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+            raise InputError("values that are not finite", where=self.path, found=f"{count} NaN or Inf in {name}{more}", todo="use another checkpoint")
+
+
+def decode(content: Any, dtype: str, shape: Iterable[int]) -> np.ndarray:
+    """An array from the bytes of a tensor; bfloat16 is widened to float32."""
+    if dtype == "BF16":
+        return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").reshape(tuple(shape))
+    return np.frombuffer(content, NUMPY_DTYPES[dtype]).reshape(tuple(shape))
+
+
+def encode(values: np.ndarray, dtype: str) -> np.ndarray:
+    """An array in the dtype named, ready to be written; bfloat16 comes as its bits in uint16, rounded to nearest even."""
+    if dtype != "BF16":
+        return np.asarray(values, NUMPY_DTYPES[dtype], order="C")
+    bits = np.asarray(values, "<f4", order="C").view("<u4")
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded)
+
+
+def buffer_of(array: np.ndarray) -> memoryview:
+    """The bytes of a contiguous array, without a copy."""
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The safetensors name of a numpy dtype."""
+    code = dtype.newbyteorder("<").str
+    return next(name for name, known in NUMPY_DTYPES.items() if known == code)

@@ -1,0 +1,157 @@
+"""What a file of ours says of itself, in the one metadata key ``mergekit3d``.
+
+Canonical JSON: kind, format version, tool, architecture, task, method, provenance (hashes, never paths or names of subjects) and
+the seal. Read without torch or pydantic, so that ``inspect`` and ``fuse`` stay quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mergekit3d.errors import InputError
+from mergekit3d.storage.seal import canonical_json, json_digest
+
+KEY = "mergekit3d"
+FORMAT_VERSION = 1
+CHECKPOINT = "checkpoint"
+FISHER = "fisher"
+NORMALISATIONS = ("zscore", "rank", "none")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a network was trained to do.
+
+    Args:
+        modalities: canonical names of the input channels, in order.
+        outputs: label ids of every region or class, in the order of the output channels.
+        exclusive: False for one sigmoid a region; True for a softmax whose channel 0 is the background (not in `outputs`).
+        normalisation: of the intensities, per modality over the foreground: zscore, rank or none.
+        spacing_mm: voxel size that subjects are resampled to; None keeps the native one.
+    """
+
+    modalities: tuple[str, ...]
+    outputs: Mapping[str, tuple[int, ...]]
+    exclusive: bool = False
+    normalisation: str = "zscore"
+    spacing_mm: tuple[float, float, float] | None = None
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels of the network."""
+        return len(self.outputs) + int(self.exclusive)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for JSON. Outputs are a list, as their order matters and canonical JSON sorts keys."""
+        return {
+            "modalities": list(self.modalities),
+            "outputs": [[name, list(ids)] for name, ids in self.outputs.items()],
+            "exclusive": self.exclusive,
+            "normalisation": self.normalisation,
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> TaskSpec:
+        """The task that `as_json` wrote."""
+        spacing = content["spacing_mm"]
+        if content["normalisation"] not in NORMALISATIONS:
+            raise ValueError(f"unknown normalisation {content['normalisation']!r}")
+        return cls(
+            modalities=tuple(str(modality) for modality in content["modalities"]),
+            outputs={str(name): tuple(int(label) for label in ids) for name, ids in content["outputs"]},
+            exclusive=bool(content["exclusive"]),
+            normalisation=content["normalisation"],
+            spacing_mm=None if spacing is None else (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+        )
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The content of the metadata key.
+
+    Args:
+        kind: checkpoint or fisher.
+        architecture: name and keyword arguments of the network; None where unknown.
+        task: what the network was trained to do; None where unknown.
+        method: what made the file: train, imm, timm, adapt, finetune, fisher-sampled ...
+        provenance: hashes and figures of what it was made from.
+        tool: name and version of the writer.
+        seal: digests, set when the file is written.
+    """
+
+    kind: str
+    architecture: Mapping[str, Any] | None = None
+    task: TaskSpec | None = None
+    method: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    tool: Mapping[str, str] = field(default_factory=dict)
+    seal: Mapping[str, str] | None = None
+
+    def sealed(self, tensors: str) -> Metadata:
+        """A copy with the seal for tensors of that digest."""
+        return replace(self, seal={"tensors": tensors, "metadata": self._own_digest()})
+
+    def metadata_intact(self) -> bool:
+        """Whether the metadata is what was sealed."""
+        return self.seal is not None and self.seal.get("metadata") == self._own_digest()
+
+    def _own_digest(self) -> str:
+        return json_digest(replace(self, seal=None).as_json())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "kind": self.kind,
+            "format_version": FORMAT_VERSION,
+            "tool": dict(self.tool),
+            "architecture": None if self.architecture is None else dict(self.architecture),
+            "task": None if self.task is None else self.task.as_json(),
+            "method": self.method,
+            "provenance": dict(self.provenance),
+            "seal": None if self.seal is None else dict(self.seal),
+        }
+
+    def as_text(self) -> str:
+        """Canonical JSON."""
+        return canonical_json(self.as_json())
+
+
+def parse_metadata(text: str, where: object) -> Metadata:
+    """Metadata from the text of the key.
+
+    Args:
+        text: canonical JSON.
+        where: the file, for error texts.
+
+    Raises:
+        InputError: damaged text, or a newer format.
+    """
+    try:
+        content = json.loads(text)
+        version = content["format_version"]
+        if version != FORMAT_VERSION:
+            raise InputError(
+                "cannot read the metadata", where=where, wanted=f"format version {FORMAT_VERSION}", found=version, todo="update mergekit3d"
+            )
+        return Metadata(
+            kind=str(content["kind"]),
+            architecture=content["architecture"],
+            task=None if content["task"] is None else TaskSpec.from_json(content["task"]),
+            method=content["method"],
+            provenance=content["provenance"],
+            tool=content["tool"],
+            seal=content["seal"],
+        )
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError("damaged metadata", where=where, found=f"{type(error).__name__} in the key {KEY!r}", todo="restore the file") from error
+
+
+def tool() -> dict[str, str]:
+    """Name and version of this program, for metadata."""
+    from mergekit3d import __version__
+
+    return {"name": "mergekit3d", "version": __version__}

@@ -1,0 +1,150 @@
+"""``.pt`` and ``.pth`` files: only what `torch.load(weights_only=True)` accepts, never a pickle that runs code.
+
+Ours hold ``{"state_dict": ..., "mergekit3d": "<canonical JSON>"}``. Others may be a bare state dict, or hold one under a usual key,
+with the usual prefixes on its names.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, buffer_of, encode
+from mergekit3d.checkpoints.formats import Format, check_file, register
+from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
+from mergekit3d.errors import InputError
+from mergekit3d.storage.atomic import atomic_open
+from mergekit3d.storage.seal import tensor_digest, tensors_digest
+
+STATE_DICT_KEYS = ("state_dict", "model", "network_weights", "backbone_state_dict")
+PREFIXES = ("module.", "_orig_mod.", "net.")
+TORCH_NAMES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a zip archive of torch, or a legacy pickle."""
+    return head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+
+
+def open_pt(path: Path) -> Checkpoint:
+    """Open a ``.pt`` file.
+
+    Raises:
+        InputError: damaged, or a pickle of anything but tensors and plain data.
+    """
+    check_file(path)
+    content = _load(path)
+    text = content.get(KEY) if isinstance(content, Mapping) else None
+    state = _strip_prefixes(_find_state_dict(content, path))
+    entries = {}
+    for name, tensor in state.items():
+        dtype = TORCH_NAMES.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is None or tensor.is_sparse or tensor.is_quantized:
+            raise InputError("cannot use the tensor", where=f"{path}: {name}", wanted="a dense float or integer tensor", found=tensor.dtype)
+        entries[name] = TensorEntry(name, dtype, tuple(tensor.shape))
+
+    def read(name: str) -> memoryview:
+        return memoryview(_bytes_of(state[name]))
+
+    metadata = parse_metadata(text, path) if isinstance(text, str) else None
+    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read)
+
+
+def _load(path: Path) -> Any:
+    import torch
+
+    try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                raise InputError("the file is damaged", where=path, found="a wrong checksum inside", todo="restore it from a copy")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "refused to unpickle", where=path, wanted="tensors and plain data", found=_culprit(error), todo="save its state_dict() alone"
+        ) from error
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise InputError("cannot read the checkpoint", where=path, found=f"a damaged file ({type(error).__name__})", todo="restore it from a copy") from error
+
+
+def _culprit(error: Exception) -> str:
+    """What the unpickler refused: the class that it names, in a line."""
+    text = str(error)
+    for marker in ("GLOBAL ", "Unsupported global: ", "Unsupported class "):
+        if marker in text:
+            return text.split(marker, 1)[1].split()[0].strip("`.,") or "another object"
+    return "another object"
+
+
+def _find_state_dict(content: Any, path: Path) -> dict[str, Any]:
+    import torch
+
+    for key in (None, *STATE_DICT_KEYS):
+        candidate = content if key is None else content.get(key)
+        if isinstance(candidate, Mapping) and candidate and all(isinstance(value, torch.Tensor) for value in candidate.values()):
+            return dict(candidate)
+        if not isinstance(content, Mapping):
+            break
+    found = f"keys {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else type(content).__name__
+    wanted = f"tensors by name, bare or under {', '.join(STATE_DICT_KEYS)}"
+    raise InputError("no state dict in the file", where=path, wanted=wanted, found=found)
+
+
+def _strip_prefixes(state: dict[str, Any]) -> dict[str, Any]:
+    stripping = True
+    while stripping:
+        stripping = False
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+                stripping = True
+    return state
+
+
+def _bytes_of(tensor: Any) -> Any:
+    import torch
+
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def write_pt(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:
+    """Write a ``.pt`` file atomically, sealed, loadable with ``weights_only=True``.
+
+    Raises:
+        OutputError: the file system refused; the previous file stays.
+    """
+    import torch
+
+    state, digests = {}, {}
+    for entry, values in tensors:
+        content = encode(values, entry.dtype)
+        digests[entry.name] = tensor_digest(entry.dtype, entry.shape, buffer_of(content))
+        tensor = torch.from_numpy(content.copy())
+        state[entry.name] = tensor.view(torch.bfloat16) if entry.dtype == "BF16" else tensor
+    sealed = metadata.sealed(tensors_digest(digests))
+    with atomic_open(path) as file:
+        torch.save({"state_dict": state, KEY: sealed.as_text()}, file)
+    return sealed
+
+
+PT = register(Format("pt", recognises=recognises, open=open_pt, write=write_pt, suffixes=(".pt", ".pth")))

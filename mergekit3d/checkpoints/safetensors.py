@@ -1,0 +1,159 @@
+"""safetensors files: read by memory map without torch, written as a stream, one tensor at a time.
+
+Source: the format's specification (huggingface/safetensors): 8 bytes of little-endian header length, a JSON header, the data. Read
+here rather than by the package, since the fusion streams: raw bytes without a copy, and a header whose seal is known last.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, Checkpoint, TensorEntry, buffer_of, encode
+from mergekit3d.checkpoints.formats import Format, check_file, register
+from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
+from mergekit3d.errors import InputError
+from mergekit3d.storage.atomic import atomic_open
+from mergekit3d.storage.seal import tensor_digest, tensors_digest
+
+MAX_HEADER_BYTES = 8 << 20
+ALIGNMENT = 8
+
+
+def recognises(head: bytes) -> bool:
+    """Whether a file that begins with these bytes is a safetensors file."""
+    return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= (1 << 40)
+
+
+def open_safetensors(path: Path) -> Checkpoint:
+    """Open a safetensors file; nothing but its header is read.
+
+    Raises:
+        InputError: a header that is damaged, too large or does not fit the file.
+    """
+    size = check_file(path)
+    with open(path, "rb") as file:
+        header, start = _read_header(file, size, path)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    metadata_text = header.pop("__metadata__", None) or {}
+    entries, spans = _entries(header, size - start, path)
+    view = memoryview(mapped)
+
+    def content(name: str) -> memoryview:
+        first, last = spans[name]
+        return view[start + first : start + last]
+
+    metadata = parse_metadata(metadata_text[KEY], path) if KEY in metadata_text else None
+    return Checkpoint(path=path, entries=entries, metadata=metadata, content=content)
+
+
+def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        raise damaged(path, f"a header of {length} bytes in a file of {size}")
+    try:
+        header = json.loads(file.read(length), object_pairs_hook=_refuse_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"a header that is no JSON ({error})"[:200]) from error
+    if not isinstance(header, dict):
+        raise damaged(path, "a header that is no JSON object")
+    return header, 8 + length
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice")
+    return content
+
+
+def _entries(header: Mapping[str, Any], data_size: int, path: Path) -> tuple[dict[str, TensorEntry], dict[str, tuple[int, int]]]:
+    entries, spans = {}, {}
+    for name, fields in header.items():
+        try:
+            dtype, shape, (first, last) = str(fields["dtype"]), tuple(fields["shape"]), fields["data_offsets"]
+            integral = all(type(number) is int and number >= 0 for number in (*shape, first, last))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(path, f"tensor {name!r} without dtype, shape or offsets") from error
+        if dtype not in ITEM_SIZES:
+            raise damaged(path, f"tensor {name!r} of the unknown dtype {dtype!r}")
+        if not integral or last - first != math.prod(shape) * ITEM_SIZES[dtype]:
+            raise damaged(path, f"tensor {name!r} whose shape and offsets do not agree")
+        entries[name] = TensorEntry(name, dtype, shape)
+        spans[name] = (first, last)
+    end = 0
+    for first, last in sorted(spans.values()):
+        if first != end:
+            raise damaged(path, "tensors that overlap or leave gaps")
+        end = last
+    if end != data_size:
+        raise damaged(path, f"{data_size} bytes of data where the header tells of {end}")
+    return entries, spans
+
+
+def damaged(path: Path, found: str) -> InputError:
+    """The error of a file that is no intact safetensors file."""
+    return InputError("damaged safetensors file", where=path, found=found, todo="restore it from a copy")
+
+
+def write_stream(path: Path, entries: Sequence[TensorEntry], values: Callable[[TensorEntry], np.ndarray], metadata: Metadata) -> Metadata:
+    """Write a safetensors file atomically, one tensor at a time, and seal it.
+
+    Args:
+        path: the final name.
+        entries: the tensors to write, in order.
+        values: computes one tensor (any float dtype for a float entry); called once each, in order.
+        metadata: what the file says of itself, without its seal.
+
+    Returns:
+        The metadata with the seal.
+
+    Raises:
+        OutputError: the file system refused; the previous file stays.
+    """
+    placeholder = _header(entries, metadata.sealed("0" * 64))
+    digests = {}
+    with atomic_open(path) as file:
+        file.write(placeholder)
+        for entry in entries:
+            content = encode(values(entry), entry.dtype)
+            if content.shape != entry.shape:
+                raise ValueError(f"{entry.name}: planned shape {entry.shape}, computed {content.shape}")
+            buffer = buffer_of(content)
+            digests[entry.name] = tensor_digest(entry.dtype, entry.shape, buffer)
+            file.write(buffer)
+        sealed = metadata.sealed(tensors_digest(digests))
+        header = _header(entries, sealed)
+        assert len(header) == len(placeholder)
+        file.seek(0)
+        file.write(header)
+    return sealed
+
+
+def _header(entries: Sequence[TensorEntry], metadata: Metadata) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {KEY: metadata.as_text()}}
+    end = 0
+    for entry in entries:
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [end, end + entry.nbytes]}
+        end += entry.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:
+    """Write tensors that are in memory; see `write_stream`."""
+    by_name = {entry.name: (entry, values) for entry, values in tensors}
+    return write_stream(path, [entry for entry, _ in by_name.values()], lambda entry: by_name[entry.name][1], metadata)
+
+
+SAFETENSORS = register(Format("safetensors", recognises=recognises, open=open_safetensors, write=write_safetensors, suffixes=(".safetensors",)))
