@@ -1,0 +1,212 @@
+"""From a recipe file to a checked recipe whose paths are known."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from mergekit3d.errors import ProblemCollector, RecipeError
+from mergekit3d.recipe.document import Document, KeyPath, parse_value, read_document
+from mergekit3d.recipe.models import ArchitectureModel, Recipe, SourceModel
+from mergekit3d.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with its place in the file system.
+
+    Args:
+        recipe: the checked recipe.
+        path: its file.
+        out: its output folder, OUT.
+    """
+
+    recipe: Recipe
+    path: Path
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's own folder, where relative paths of inputs start."""
+        return self.path.parent
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return self.recipe.name or self.path.stem
+
+    def input_path(self, path: Path | str) -> Path:
+        """A path of an input, from the recipe's folder."""
+        return self.folder / Path(path).expanduser()
+
+    def output_path(self, path: Path | str) -> Path:
+        """A path of an output, from OUT."""
+        return self.out / Path(path).expanduser()
+
+    def data_path(self, data: str) -> Path:
+        """The folder of a data set: by its name in the recipe's ``data``, or as a path."""
+        return self.input_path(self.recipe.data.get(data, Path(data)))
+
+    def checkpoint_path(self, source: SourceModel) -> Path:
+        """The checkpoint of a source: the one named, or the one that training makes."""
+        if source.checkpoint is not None:
+            return self.input_path(source.checkpoint)
+        return self.out / source.name / "train" / "best.safetensors"
+
+    def fisher_path(self, source: SourceModel) -> Path:
+        """The Fisher diagonal of a source: the one named, or the one beside its checkpoint."""
+        return self.input_path(source.fisher) if source.fisher is not None else fisher_beside(self.checkpoint_path(source))
+
+    @property
+    def merge_path(self) -> Path:
+        """The fused checkpoint."""
+        return self.output_path(self.recipe.merge.out)
+
+    @property
+    def architecture(self) -> ArchitectureModel | None:
+        """The architecture with its arguments, where the recipe names one; its import path is trusted from here on."""
+        given = self.recipe.architecture
+        model = ArchitectureModel(name=given) if isinstance(given, str) else given
+        if model is not None:
+            from mergekit3d.architectures.imported import allow_import
+
+            allow_import(model.name)
+        return model
+
+    def changed(self, *, out: Path | None = None, **changes: Any) -> LoadedRecipe:
+        """A copy with some top-level keys replaced, for the steps of a study."""
+        recipe = self.recipe.model_copy(update=changes)
+        return replace(self, recipe=recipe, out=self.out if out is None else out)
+
+
+def fisher_beside(checkpoint: Path) -> Path:
+    """``<stem>.fisher.safetensors`` beside a checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.stem}.fisher.safetensors")
+
+
+def load_recipe(path: Path | str, *, overrides: Sequence[str] = (), out: Path | None = None) -> LoadedRecipe:
+    """Read and check a recipe.
+
+    Args:
+        path: YAML file.
+        overrides: ``key.path=value`` each, as of ``--set``; they beat the file.
+        out: output folder; beats the recipe's.
+
+    Raises:
+        RecipeError: no strict YAML, or unknown keys or values; all problems at once.
+    """
+    path = Path(path)
+    document = read_document(path)
+    for override in overrides:
+        _override(document, override)
+    recipe = validate_recipe(document, str(path))
+    if out is None:
+        out = path.parent / (recipe.out if recipe.out is not None else Path(recipe.name or path.stem))
+    return LoadedRecipe(recipe=recipe, path=path, out=out)
+
+
+def validate_recipe(document: Document, where: str) -> Recipe:
+    """Check plain data against the models.
+
+    Raises:
+        MergeKit3DError: every problem, one line each, with key and line.
+    """
+    try:
+        return Recipe.model_validate(document.content)
+    except ValidationError as error:
+        found = [(_real_location(details, document.content), details) for details in error.errors(include_url=False, include_input=False)]
+        problems = ProblemCollector()
+        for index, (location, details) in enumerate(found):
+            others = [other for position, (other, _) in enumerate(found) if position != index]
+            # A value that fits no member of a union fails once for each; the most precise failure is the one to tell.
+            told = any(other[: len(location)] == location and len(other) > len(location) for other in others)
+            if not told and location not in [other for other, _ in found[:index]]:
+                problems.add(_problem(location, details, document, where))
+        problems.raise_if_any()
+        raise
+
+
+def _problem(location: KeyPath, details: Any, document: Document, where: str) -> RecipeError:
+    key = ".".join(f"{part}" for part in location) or "the recipe"
+    line = next((document.lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in document.lines), None)
+    place = where if line is None else f"{where}, line {line}"
+    if details["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1])
+        return RecipeError(f"unknown key {key!r}", where=place, todo=did_you_mean(str(location[-1]), fields))
+    if details["type"] == "missing":
+        return RecipeError(f"the key {key!r} is missing", where=place)
+    return RecipeError(f"wrong value of {key!r}", where=place, found=details["msg"].removeprefix("Value error, ").lower())
+
+
+def _real_location(details: Any, content: Any) -> KeyPath:
+    """The part of a pydantic location that stands in the document: the names of union members are left out."""
+    real: list[str | int] = []
+    location = details["loc"]
+    for index, part in enumerate(location):
+        absent = details["type"] == "missing" and index == len(location) - 1
+        if isinstance(content, dict) and (part in content or absent):
+            real.append(part)
+            content = content.get(part)
+        elif isinstance(content, list) and isinstance(part, int) and part < len(content):
+            real.append(part)
+            content = content[part]
+    return tuple(real)
+
+
+def _fields_at(location: KeyPath) -> list[str]:
+    """Names of the keys that the models know at a location."""
+    models: list[type[BaseModel]] = [Recipe]
+    for part in location:
+        if isinstance(part, int):
+            continue
+        models = [found for model in models if part in model.model_fields for found in _models_in(model.model_fields[part].annotation)] or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
+
+
+def _override(document: Document, override: str) -> None:
+    """Set one key of a document; a part of its path may be a list's index or the name of a source."""
+    path, separator, text = override.partition("=")
+    where = f"--set {path}"
+    if not separator or not path:
+        raise RecipeError("cannot read the override", where=f"--set {override}", wanted="key.path=value")
+    parts = path.split(".")
+    content: Any = document.content
+    for part in parts[:-1]:
+        content = _descend(content, part, where)
+    value = parse_value(text, where)
+    if isinstance(content, list):
+        content[_index(content, parts[-1], where)] = value
+    elif isinstance(content, dict):
+        content[parts[-1]] = value
+    else:
+        raise RecipeError("no key can be set there", where=where, found="a plain value in the recipe")
+
+
+def _descend(content: Any, part: str, where: str) -> Any:
+    if isinstance(content, list):
+        return content[_index(content, part, where)]
+    if isinstance(content, dict):
+        if content.get(part) is None:
+            content[part] = {}
+        return content[part]
+    raise RecipeError("no key can be set there", where=where, found="a plain value in the recipe")
+
+
+def _index(content: list[Any], part: str, where: str) -> int:
+    names = [str(item.get("name")) if isinstance(item, dict) else "" for item in content]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(content):
+        return int(part)
+    raise RecipeError("no such item", where=where, found=part, todo=did_you_mean(part, [name for name in names if name] or ["0"]))

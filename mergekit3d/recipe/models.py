@@ -1,0 +1,207 @@
+"""The recipe, as frozen pydantic models: every key, its type, its default, and one line on what it means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
+Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+Outputs = str | dict[str, tuple[Count, ...] | Count]
+
+
+class Model(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change, inputs are not echoed in errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+
+
+class ArchitectureModel(Model):
+    """A network by name, with its keyword arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
+
+    name: str = Field(description="registered name, or import path of a torch.nn.Module (monai.UNet for MONAI's)")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the network."""
+        return dict(self.model_extra or {})
+
+
+class SplitModel(Model):
+    """Which subjects train, validate and test: numbers drawn by seed, or files of names."""
+
+    train: Count | Path | None = Field(None, description="number of training subjects, or a file of names; left out: the rest")
+    validation: Count | Path | None = Field(None, description="number of validation subjects, or a file of names")
+    test: Count | Path | None = Field(None, description="number of test subjects (from the end of the shuffled list), or a file of names")
+    skip: Count = Field(0, description="subjects left out at the start of the shuffled list (another model trains on them)")
+    seed: int = Field(0, description="seed of the shuffle")
+
+
+class TargetModel(Model):
+    """A task: its data, modalities and outputs."""
+
+    data: str = Field(description="folder of the data set, or a name from the recipe's data")
+    layout: str = Field("auto", description="auto, or the name of a layout")
+    modalities: tuple[str, ...] | None = Field(None, min_length=1, description="input channels by name, in order")
+    regions: Outputs | None = Field(None, description="label ids of each region (one sigmoid each), or a shipped set: hcp-1-7, brats ...")
+    labels: Outputs | None = Field(None, description="label ids of each class, exclusive (softmax)")
+    split: SplitModel | Path = Field(SplitModel(), description="numbers and seed, or one file")
+    normalisation: Literal["zscore", "rank", "none"] = Field("zscore", description="intensities, per modality over the foreground")
+    spacing_mm: Spacing | None = Field(None, description="voxel size to resample to; left out: native")
+
+    @model_validator(mode="after")
+    def _one_kind_of_outputs(self) -> TargetModel:
+        if self.regions is not None and self.labels is not None:
+            raise ValueError("give regions or labels, not both")
+        return self
+
+
+class AugmentModel(Model):
+    """Random changes of the training volumes."""
+
+    flip: bool = Field(True, description="mirror along each axis with probability 1/2")
+
+
+class TrainingModel(Model):
+    """What train, adapt and finetune share: loss, optimizer, schedule, stopping. Defaults are the paper's."""
+
+    epochs: PositiveInt = Field(500, description="epochs at most")
+    patience: PositiveInt | None = Field(50, description="epochs without a better validation loss before stopping; null: never")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-4, description="of the network's weights")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="optimizer")
+    schedule: Literal["plateau", "polynomial", "cosine", "constant"] = Field("plateau", description="how the learning rate falls")
+    plateau_patience: PositiveInt = Field(10, description="epochs without a better validation loss before the learning rate falls")
+    plateau_factor: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="factor by which it falls")
+    loss: Literal["dice", "dice-ce"] = Field("dice", description="soft Dice, or with cross-entropy added")
+    batch_size: PositiveInt = Field(1, description="subjects a step")
+    patch_size: Size3 | None = Field(None, description="voxels a patch; left out: whole volumes, cropped to the foreground")
+    steps_per_epoch: PositiveInt | None = Field(None, description="left out: each training subject once")
+    accumulate: PositiveInt = Field(1, description="batches whose gradients make one step")
+    gradient_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the gradient")
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the validation loss that stopping looks at (0: none)")
+    snapshot_minutes: Annotated[float, Field(ge=0)] = Field(10.0, description="time between snapshots for --resume")
+    augment: AugmentModel = Field(AugmentModel(), description="random changes of the training volumes")
+
+
+class TrainModel(TrainingModel):
+    """Training of a source model."""
+
+    init: str = Field("none", description="none, an earlier source's name, or a checkpoint to start from; heads are new where regions differ")
+
+
+class AdaptModel(TrainingModel):
+    """Learning of the mixing ratios together with the private tensors."""
+
+    epochs: PositiveInt = Field(20, description="epochs at most")
+    patience: PositiveInt | None = Field(5, description="epochs without a better validation loss before stopping; null: never")
+    ratio_learning_rate: Annotated[float, Field(gt=0)] = Field(0.05, description="of delta, the parameters of the mixing ratios")
+    ratios: Literal["uniform"] | dict[Name, Ratio] = Field("uniform", description="where the ratios start: uniform, or by source")
+    normalise_fisher: bool = Field(False, description="start as if every Fisher diagonal had the same trace (an offset of delta)")
+
+
+class FinetuneModel(TrainingModel):
+    """Training of all weights on the target task."""
+
+    init: str | None = Field(None, description="none, a source's name, imm, timm, or a checkpoint; left out: merge.method")
+
+
+class FisherModel(Model):
+    """Estimation of the Fisher diagonals of the sources."""
+
+    estimator: Literal["sampled", "true"] = Field("sampled", description="labels drawn from the model's own prediction, or the true ones")
+    draws: PositiveInt = Field(4, description="draws of the labels a subject")
+    max_subjects: PositiveInt | None = Field(None, description="subjects at most")
+    patch_size: Size3 | None = Field(None, description="one patch a subject of this size; left out: whole volumes")
+
+
+class SourceModel(Model):
+    """One trained network to fuse: a checkpoint, or the task and training that make it."""
+
+    name: Name = Field(description="short name, used in ratios and reports")
+    checkpoint: Path | None = Field(None, description="checkpoint file; left out: what training makes")
+    fisher: Path | None = Field(None, description="Fisher diagonal; left out: <stem>.fisher.safetensors beside the checkpoint")
+    target: TargetModel | None = Field(None, description="the task it was trained on: for training and Fisher")
+    train: TrainModel | None = Field(None, description="how to train it, where there is no checkpoint yet")
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> SourceModel:
+        if self.checkpoint is None and (self.train is None or self.target is None):
+            raise ValueError("give a checkpoint, or target and train")
+        return self
+
+
+class PartitionsModel(Model):
+    """Which tensors are fused and which belong to a task: globs on names, or kind:conv, kind:norm; private wins."""
+
+    private: tuple[str, ...] | None = Field(None, description="task-specific tensors; left out: the architecture's heads and norms")
+    shared: tuple[str, ...] = Field(("*",), description="fused tensors")
+
+
+class MergeModel(Model):
+    """How the sources are fused."""
+
+    method: str = Field("timm", description="merge method; see mergekit3d methods")
+    granularity: Literal["model", "layer", "tensor", "kernel"] = Field("layer", description="what shares one mixing ratio")
+    ratios: str | dict[str, Ratio | dict[str, Ratio]] | None = Field(
+        None, description="file of ratios (as adapt writes), uniform, by source, or by glob and source; left out: adapt/ratios.json for timm, else uniform"
+    )
+    private: str | None = Field(None, description="private tensors: adapted, random, zero or a source's name; left out: adapted where there are, else random")
+    input_channels: Literal["match", "random"] = Field("match", description="first convolution where modalities differ: match by name, or random")
+    out: Path = Field(Path("fused.safetensors"), description="the fused checkpoint")
+
+
+class PredictModel(Model):
+    """Inference on validation and test subjects."""
+
+    patch_size: Size3 | None = Field(None, description="sliding window of this size; left out: whole volumes")
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="of neighbouring windows")
+    mirror: bool = Field(False, description="average over mirrored copies")
+
+
+class StudyModel(Model):
+    """A comparison of initialisations, as in the paper's Tables 2 to 4."""
+
+    initialisations: tuple[str, ...] = Field(("none", "imm", "timm"), min_length=1, description="none, names of sources or baselines, imm, timm")
+    sizes: dict[str, SplitModel] = Field({}, description="splits of the target by name (4 %, 8 % ...); left out: the target's own")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of adaptation and fine-tuning")
+    forgetting: bool = Field(True, description="evaluate the merges with each source's private tensors on that source's test subjects")
+
+
+class Recipe(Model):
+    """A whole recipe; which parts it needs depends on the commands that are run on it."""
+
+    version: Literal[1] = Field(description="of the recipe's format")
+    name: Name | None = Field(None, description="left out: the name of the file")
+    seed: int = Field(0, description="of everything random")
+    out: Path | None = Field(None, description="output folder; left out: a folder of the recipe's name beside it")
+    data: dict[Name, Path] = Field({}, description="folders of data sets by name")
+    architecture: str | ArchitectureModel | None = Field(None, description="network; left out: what the checkpoints say")
+    sources: tuple[SourceModel, ...] = Field((), description="networks to fuse, in the order of training")
+    baselines: tuple[SourceModel, ...] = Field((), description="further networks that fine-tuning may start from")
+    partitions: PartitionsModel = Field(PartitionsModel(), description="shared and private tensors")
+    merge: MergeModel = Field(MergeModel(), description="fusion")
+    target: TargetModel | None = Field(None, description="the task to learn")
+    train: TrainModel | None = Field(None, description="training of a source model (in place of sources and merge)")
+    fisher: FisherModel = Field(FisherModel(), description="estimation of the Fisher diagonals")
+    adapt: AdaptModel = Field(AdaptModel(), description="learning of the mixing ratios")
+    finetune: FinetuneModel = Field(FinetuneModel(), description="fine-tuning on the target")
+    predict: PredictModel = Field(PredictModel(), description="inference on validation and test subjects")
+    study: StudyModel | None = Field(None, description="comparison of several initialisations")
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> Recipe:
+        names = [source.name for source in (*self.sources, *self.baselines)]
+        reserved = {"none", "imm", "timm", "adapt", "finetune", "train", "random", "zero", "adapted"} & set(names)
+        if len(set(names)) != len(names):
+            raise ValueError("two sources or baselines have the same name")
+        if reserved:
+            raise ValueError(f"{sorted(reserved)[0]!r} cannot be the name of a source")
+        return self
