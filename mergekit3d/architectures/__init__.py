@@ -59,6 +59,8 @@ class Architecture:
         input_weight: name of the weight whose axis 1 runs over the modalities.
         multiple_of: input sizes must be a multiple of this.
         arguments: names of the keyword arguments that a recipe may give; None for any.
+        retarget: shapes of a state dict changed to the inputs and outputs of a specification, without torch; None: the network
+            is built on the meta device.
         zero_information: globs of biases whose information is exactly 0, since a norm follows.
     """
 
@@ -69,6 +71,7 @@ class Architecture:
     input_weight: Callable[[Shapes], str | None]
     multiple_of: Callable[[NetworkSpec], int]
     arguments: tuple[str, ...] | None = None
+    retarget: Callable[[Shapes, NetworkSpec], dict[str, tuple[int, ...]]] | None = None
     zero_information: tuple[str, ...] = ()
 
 

@@ -39,6 +39,16 @@ def infer(shapes: Shapes) -> NetworkSpec | None:
     return NetworkSpec("isensee2017", in_channels, shapes["segmentation.0.weight"][0], arguments)
 
 
+def retarget(shapes: Shapes, spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes with the inputs and outputs of a specification; nothing else depends on them."""
+    changed = {name: tuple(shape) for name, shape in shapes.items()}
+    changed[INPUT_WEIGHT] = (changed[INPUT_WEIGHT][0], spec.in_channels, *changed[INPUT_WEIGHT][2:])
+    for name in changed:
+        if name.startswith("segmentation."):
+            changed[name] = (spec.out_channels, *changed[name][1:])
+    return changed
+
+
 ISENSEE2017 = register(
     Architecture(
         name="isensee2017",
@@ -48,6 +58,7 @@ ISENSEE2017 = register(
         input_weight=lambda shapes: INPUT_WEIGHT if INPUT_WEIGHT in shapes else None,
         multiple_of=lambda spec: int(2 ** (spec.arguments.get("depth", 5) - 1)),
         arguments=("base_filters", "depth", "segmentation_levels", "dropout", "leaky_slope"),
+        retarget=retarget,
         zero_information=("encoder.*.conv.bias", "decoder.*.conv.bias"),
     )
 )

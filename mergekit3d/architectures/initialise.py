@@ -1,0 +1,45 @@
+"""Random initialisation of tensors, seeded by name: one value for one (seed, name), whatever else is initialised.
+
+Source: Glorot and Bengio, "Understanding the difficulty of training deep feedforward neural networks", AISTATS 2010 (Xavier,
+uniform), as the T-IMM paper uses for task-specific tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mergekit3d.merging.partitions import kinds
+
+
+def initial_tensors(names: Sequence[str], shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
+    """Initial values of some tensors of a network.
+
+    Args:
+        names: the tensors wanted.
+        shapes: shape of every tensor of the network, from which their kinds are told.
+        seed: together with a tensor's name, it decides the tensor's values.
+
+    Returns:
+        float32 arrays: Xavier-uniform weights, zero biases; norms begin as the identity.
+    """
+    kind_of = kinds(shapes)
+    return {name: initial_tensor(name, tuple(shapes[name]), kind_of[name], seed) for name in names}
+
+
+def initial_tensor(name: str, shape: tuple[int, ...], kind: str, seed: int) -> np.ndarray:
+    """Initial values of one tensor; see `initial_tensors`."""
+    leaf = name.rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if leaf == "running_var" or (kind == "norm" and leaf == "weight"):
+        return np.ones(shape, np.float32)
+    if len(shape) < 2:
+        return np.zeros(shape, np.float32)
+    receptive_field = math.prod(shape[2:])
+    bound = math.sqrt(6 / ((shape[0] + shape[1]) * receptive_field))
+    generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    return generator.uniform(-bound, bound, shape).astype(np.float32)

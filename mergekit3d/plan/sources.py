@@ -1,0 +1,146 @@
+"""The sources of a fusion, opened and checked against one another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergekit3d.architectures import NetworkSpec, infer_network
+from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
+from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
+from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import SourceModel
+
+
+@dataclass(frozen=True)
+class Source:
+    """One trained network.
+
+    Args:
+        name: its name in the recipe.
+        checkpoint: its weights.
+        fisher: its Fisher diagonal, where the method needs one.
+        network: its architecture, where known.
+        task: what it was trained to do, where known.
+    """
+
+    name: str
+    checkpoint: Checkpoint
+    fisher: Checkpoint | None
+    network: NetworkSpec | None
+    task: TaskSpec | None
+
+
+def open_source(loaded: LoadedRecipe, model: SourceModel, *, with_fisher: bool) -> Source:
+    """Open a source's checkpoint and Fisher diagonal and check them.
+
+    Raises:
+        MergeKit3DError: every problem found: missing or damaged files, NaN, a Fisher diagonal of other weights.
+    """
+    problems = ProblemCollector()
+    checkpoint = fisher = None
+    try:
+        checkpoint = open_checkpoint(loaded.checkpoint_path(model))
+        if checkpoint.metadata is not None and checkpoint.metadata.kind == FISHER:
+            raise InputError("a Fisher diagonal stands where a checkpoint is wanted", where=checkpoint.path)
+        checkpoint.check_finite()
+    except MergeKit3DError as error:
+        problems.add(error)
+    if with_fisher:
+        try:
+            fisher = open_fisher(loaded, model, checkpoint)
+        except MergeKit3DError as error:
+            problems.add(error)
+    problems.raise_if_any()
+    assert checkpoint is not None
+    return Source(model.name, checkpoint, fisher, network_of(checkpoint), _task_of(checkpoint))
+
+
+def open_fisher(loaded: LoadedRecipe, model: SourceModel, checkpoint: Checkpoint | None) -> Checkpoint:
+    """Open a source's Fisher diagonal and compare it with its checkpoint.
+
+    Raises:
+        InputError: missing, damaged, negative, not finite, or of other weights.
+    """
+    path = loaded.fisher_path(model)
+    if not path.exists():
+        todo = f"run: mergekit3d fisher {loaded.checkpoint_path(model).name} --data <its data set>"
+        raise InputError("no Fisher diagonal", where=f"source {model.name!r}: {path}", todo=todo)
+    fisher = open_checkpoint(path)
+    fisher.check_finite()
+    negative = next((name for name in fisher.entries if np.any(fisher.read(name) < 0)), None)
+    if negative is not None:
+        raise InputError("a Fisher diagonal cannot be negative", where=f"{path}: {negative}", todo="compute it again")
+    if checkpoint is None:
+        return fisher
+    of = None if fisher.metadata is None else fisher.metadata.provenance.get("checkpoint")
+    if of is not None and of != checkpoint.digest:
+        raise InputError(
+            "the Fisher diagonal is of other weights",
+            where=path,
+            wanted=f"of {checkpoint.path.name} ({checkpoint.digest[:12]})",
+            found=f"of {str(of)[:12]}",
+            todo=f"run: mergekit3d fisher {checkpoint.path.name} --data <its data set> --force",
+        )
+    for name, entry in checkpoint.entries.items():
+        if entry.is_float and name.rpartition(".")[2] not in ("running_mean", "running_var") and fisher.shapes.get(name) != entry.shape:
+            found = fisher.shapes.get(name)
+            wanted = f"{name} {list(entry.shape)}"
+            raise InputError("the Fisher diagonal does not fit the checkpoint", where=path, wanted=wanted, found="none" if found is None else list(found))
+    return fisher
+
+
+def open_sources(loaded: LoadedRecipe, *, with_fisher: bool) -> list[Source]:
+    """Open all sources of a recipe.
+
+    Raises:
+        MergeKit3DError: all problems of all sources at once.
+    """
+    if not loaded.recipe.sources:
+        raise RecipeError("the recipe has no sources", where=loaded.path, todo="list the checkpoints to fuse under sources")
+    problems, sources = ProblemCollector(), []
+    for model in loaded.recipe.sources:
+        try:
+            sources.append(open_source(loaded, model, with_fisher=with_fisher))
+        except MergeKit3DError as error:
+            problems.add(error)
+    problems.raise_if_any()
+    check_one_network(sources)
+    return sources
+
+
+def check_one_network(sources: Sequence[Source]) -> None:
+    """Refuse sources whose tensors do not go by the same names.
+
+    Raises:
+        InputError: a tensor is missing on one side; all such sources at once.
+    """
+    problems, first = ProblemCollector(), sources[0]
+    for source in sources[1:]:
+        missing = [name for name in first.checkpoint.entries if name not in source.checkpoint.entries]
+        unknown = [name for name in source.checkpoint.entries if name not in first.checkpoint.entries]
+        if missing or unknown:
+            odd = (missing or unknown)[0]
+            problems.add(
+                InputError(
+                    "the sources are of different networks",
+                    where=source.checkpoint.path,
+                    wanted=f"the {len(first.checkpoint.entries)} tensors of {first.name!r}",
+                    found=f"{'no ' if missing else 'also '}{odd}" + (f" ({len(missing) + len(unknown)} names differ)" if len(missing) + len(unknown) > 1 else ""),
+                    todo="fuse checkpoints of one architecture, each trained from the one before",
+                )
+            )
+    problems.raise_if_any()
+
+
+def network_of(checkpoint: Checkpoint) -> NetworkSpec | None:
+    """The network of a checkpoint: from its metadata, else told from its tensors, else None."""
+    if checkpoint.metadata is not None and checkpoint.metadata.architecture is not None:
+        return NetworkSpec.from_json(checkpoint.metadata.architecture)
+    return infer_network(checkpoint.shapes)
+
+
+def _task_of(checkpoint: Checkpoint) -> TaskSpec | None:
+    return None if checkpoint.metadata is None else checkpoint.metadata.task
