@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -14,6 +14,11 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
 Outputs = str | dict[str, tuple[Count, ...] | Count]
+
+
+def _true_is_a_word(value: Any) -> Any:
+    """YAML reads ``true`` as a boolean; here it is the name of an estimator."""
+    return "true" if value is True else value
 
 
 class Model(BaseModel):
@@ -116,7 +121,7 @@ class FinetuneModel(TrainingModel):
 class FisherModel(Model):
     """Estimation of the Fisher diagonals of the sources."""
 
-    estimator: Literal["sampled", "true"] = Field("sampled", description="labels drawn from the model's own prediction, or the true ones")
+    estimator: Annotated[Literal["sampled", "true"], BeforeValidator(_true_is_a_word)] = Field("sampled", description="labels drawn from the model's own prediction, or the true ones")
     draws: PositiveInt = Field(4, description="draws of the labels a subject")
     max_subjects: PositiveInt | None = Field(None, description="subjects at most")
     patch_size: Size3 | None = Field(None, description="one patch a subject of this size; left out: whole volumes")

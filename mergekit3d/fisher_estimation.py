@@ -1,0 +1,182 @@
+"""The Fisher diagonal of a network: per subject, the square of the gradient of ONE subject's log-likelihood; then the mean.
+
+    F_i = 1/N sum_n  E_y [ ( d log p(y | x_n) / d theta_i )^2 ],   log p(y | x) = sum over voxels and channels
+
+Bernoulli for sigmoid outputs, categorical for softmax. Labels y are drawn from the model's own prediction (the Fisher information
+proper) or are the true ones (the "empirical Fisher" of the T-IMM paper).
+
+Source: Geyer, Corinzia, Wegmayr, MIDL 2019; Kunstner, Balles, Hennig, "Limitations of the Empirical Fisher Approximation",
+NeurIPS 2019, on the difference of the two. What differs from common code: never the square of a batch's gradient, a sum of
+log-probabilities (no soft Dice), labels drawn once for all tensors, sums in float64, nothing normalised.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mergekit3d.errors import InputError
+from mergekit3d.merging.partitions import layer_of
+
+PROBE_TOLERANCE = 1e-18
+"""A bias whose squared gradient in float64 is this small beside its layer's weight has no information (a norm follows it)."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One subject, or one patch of it.
+
+    Args:
+        number: the subject's number, from 1.
+        image: (1, modalities, X, Y, Z), padded to sizes that the network takes.
+        labels: (1, regions, X, Y, Z) of 0 and 1, or (1, X, Y, Z) class indices; None where labels are drawn.
+        size: (x, y, z) of the part that is not padding, at the start of each axis.
+    """
+
+    number: int
+    image: Tensor
+    labels: Tensor | None
+    size: tuple[int, int, int]
+
+
+@dataclass
+class FisherSums:
+    """Running sums over subjects, float64.
+
+    Args:
+        squares: sum over subjects of the squared gradients (mean over draws), by parameter.
+        subjects: number of subjects in the sums.
+        voxels: number of voxels in the likelihoods.
+    """
+
+    squares: dict[str, Tensor]
+    subjects: int = 0
+    voxels: int = 0
+
+    def diagonal(self) -> dict[str, Tensor]:
+        """The Fisher diagonal, float32: the mean over subjects."""
+        return {name: (total / max(self.subjects, 1)).float() for name, total in self.squares.items()}
+
+
+def empty_sums(network: nn.Module) -> FisherSums:
+    """Sums over no subjects."""
+    return FisherSums({name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in network.named_parameters()})
+
+
+def add_subject(
+    sums: FisherSums,
+    network: nn.Module,
+    example: Example,
+    *,
+    exclusive: bool,
+    draws: int,
+    generator: torch.Generator,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> None:
+    """Add one subject's squared gradients to the sums.
+
+    Args:
+        sums: changed in place.
+        network: in evaluation mode, on the device of the example.
+        example: one subject.
+        exclusive: softmax in place of sigmoids.
+        draws: draws of the labels; not used with true labels.
+        generator: of the draws, on the CPU, so that every device draws the same.
+        autocast: precision of the forward pass.
+
+    Raises:
+        InputError: a gradient that is not finite.
+    """
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    with autocast():
+        logits = network(example.image)
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    scores = score_functions(logits.detach(), example, exclusive=exclusive, draws=draws, generator=generator)
+    total = 1 if example.labels is not None else draws
+    for index, score in enumerate(scores):
+        gradients = torch.autograd.grad(logits, parameters, grad_outputs=score, retain_graph=index < total - 1, allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is None:
+                continue
+            squared = gradient.double().square_()
+            if not bool(torch.isfinite(squared.sum())):
+                raise InputError("the Fisher diagonal is not finite", where=f"subject {example.number}: {name}", todo="look at this subject's images")
+            sums.squares[name] += squared / total
+    sums.subjects += 1
+    sums.voxels += example.size[0] * example.size[1] * example.size[2]
+
+
+def score_functions(logits: Tensor, example: Example, *, exclusive: bool, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """d log p(y | x) / d logits for the true labels, or for each draw of sampled ones; 0 in the padding.
+
+    Args:
+        logits: (1, channels, X, Y, Z), detached.
+        example: the subject, with its labels where they are the true ones.
+        exclusive: softmax in place of sigmoids.
+        draws: number of draws.
+        generator: of the draws, on the CPU.
+
+    Yields:
+        y - p, (1, channels, X, Y, Z): one tensor for true labels, else one a draw.
+    """
+    probabilities = logits.softmax(1) if exclusive else logits.sigmoid()
+    inside = torch.zeros_like(logits[:, :1])
+    inside[..., : example.size[0], : example.size[1], : example.size[2]] = 1
+    if example.labels is not None:
+        yield (_one_hot(example.labels, logits, exclusive=exclusive) - probabilities) * inside
+        return
+    for _ in range(draws):
+        if exclusive:
+            uniform = torch.rand(logits[:, :1].shape, generator=generator).to(logits)
+            index = (probabilities.cumsum(1) < uniform).sum(1).clamp_max(logits.shape[1] - 1)
+            labels = _one_hot(index, logits, exclusive=True)
+        else:
+            labels = (torch.rand(logits.shape, generator=generator).to(logits) < probabilities).to(logits)
+        yield (labels - probabilities) * inside
+
+
+def _one_hot(labels: Tensor, like: Tensor, *, exclusive: bool) -> Tensor:
+    if not exclusive:
+        return labels.to(like)
+    return functional.one_hot(labels.long(), like.shape[1]).movedim(-1, 1).to(like)
+
+
+def silence_uninformed(diagonal: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The diagonal with exact zeros for the parameters named: their values are rounding noise."""
+    return {name: torch.zeros_like(values) if name in names else values for name, values in diagonal.items()}
+
+
+def uninformed_biases(network: nn.Module, patterns: Sequence[str], image_shape: Sequence[int] | None = None) -> list[str]:
+    """Biases that have no information, since a norm takes any constant away.
+
+    Args:
+        network: the network.
+        patterns: globs that its architecture gives; where there are none, one probe in float64 finds them.
+        image_shape: (1, modalities, X, Y, Z) of the probe's random image.
+
+    Returns:
+        Names of the biases whose Fisher information is exactly 0.
+    """
+    biases = [name for name, _ in network.named_parameters() if name.endswith("bias")]
+    if patterns or image_shape is None:
+        return [name for name in biases if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    return _probe(network, biases, image_shape)
+
+
+def _probe(network: nn.Module, biases: Sequence[str], image_shape: Sequence[int]) -> list[str]:
+    import copy
+
+    generator = torch.Generator().manual_seed(0)
+    twin = copy.deepcopy(network).to("cpu", torch.float64).eval()
+    output = twin(torch.randn(tuple(image_shape), generator=generator, dtype=torch.float64))
+    score = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    named = dict(twin.named_parameters())
+    gradients = torch.autograd.grad(output, list(named.values()), grad_outputs=score, allow_unused=True)
+    largest = {name: 0.0 if gradient is None else float(gradient.square().max()) for name, gradient in zip(named, gradients, strict=True)}
+    return [name for name in biases if 0 < (weight := largest.get(f"{layer_of(name)}.weight", 0.0)) and largest[name] <= PROBE_TOLERANCE * weight]
