@@ -1,0 +1,156 @@
+"""Batches of volumes and patches. What a batch holds is a pure function of seed, epoch and step, so that a run can resume anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergekit3d.datasets.augmentation import Transform, augmented
+from mergekit3d.datasets.cache import SubjectStore
+from mergekit3d.datasets.prepare import Prepared
+from mergekit3d.volumes.orientation import Shape
+
+if TYPE_CHECKING:
+    import torch
+
+Array = np.ndarray[Any, Any]
+
+FOREGROUND_SHARE = 1 / 3
+ORDER_STREAM, SAMPLE_STREAM = 0, 1  # of the random numbers of an epoch
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Several samples of one shape.
+
+    Args:
+        images: (B, M, X, Y, Z) float32; padding, at the end of the axes, is 0.
+        targets: uint8, (B, C, X, Y, Z) for regions or (B, X, Y, Z) for exclusive classes; padding is 0. None: none were read.
+        numbers: of the subjects.
+        shapes: voxels of each sample along each axis, without the padding.
+    """
+
+    images: torch.Tensor
+    targets: torch.Tensor | None
+    numbers: tuple[int, ...]
+    shapes: tuple[Shape, ...]
+
+
+def epoch_batches(
+    store: SubjectStore,
+    numbers: Sequence[int],
+    *,
+    batch_size: int,
+    patch_size: Shape | None,
+    multiple_of: int,
+    seed: int,
+    epoch: int,
+    steps: int | None = None,
+    first_step: int = 0,
+    augment: Sequence[Transform] = (),
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """The training batches of one epoch.
+
+    Subjects come in shuffled passes. With `steps` left out there is one pass, whose last batch may be smaller; else passes follow
+    one another until there are as many full batches.
+
+    Args:
+        store: the subjects, with targets.
+        numbers: which of them.
+        batch_size: samples a batch.
+        patch_size: voxels of a patch; None: whole volumes.
+        multiple_of: whole volumes are padded to a multiple of it along each axis, and to the largest of the batch.
+        seed: of everything random, 0 or more.
+        epoch: from 0.
+        steps: batches; None: as many as one pass takes.
+        first_step: where to start, from 0; the batches are the same as without it.
+        augment: random changes, in order.
+        device: where the tensors go.
+    """
+    subjects = sorted(numbers)
+    total = -(-len(subjects) // batch_size) if steps is None else steps
+    for step in range(first_step, total):
+        last = (step + 1) * batch_size if steps is not None else min((step + 1) * batch_size, len(subjects))
+        samples = []
+        for index in range(step * batch_size, last):
+            number = _subject_at(subjects, index, seed, epoch)
+            rng = np.random.default_rng([seed, epoch, SAMPLE_STREAM, index])
+            samples.append((number, *_sample(store.get(number), patch_size, augment, rng)))
+        yield _batch(samples, _common_shape([image.shape[1:] for _, image, _ in samples], patch_size, multiple_of), device)
+
+
+def whole_volume_batches(
+    store: SubjectStore, numbers: Sequence[int], *, multiple_of: int, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """One batch a subject, whole and unchanged, padded to a multiple of `multiple_of`; targets where the store reads them."""
+    for number in numbers:
+        prepared = store.get(number)
+        shape = _common_shape([prepared.image.shape[1:]], None, multiple_of)
+        yield _batch([(number, prepared.image, prepared.target)], shape, device)
+
+
+def _subject_at(subjects: Sequence[int], index: int, seed: int, epoch: int) -> int:
+    passes, position = divmod(index, len(subjects))
+    order = np.random.default_rng([seed, epoch, ORDER_STREAM, passes]).permutation(len(subjects))
+    return subjects[int(order[position])]
+
+
+def _sample(prepared: Prepared, patch_size: Shape | None, augment: Sequence[Transform], rng: np.random.Generator) -> tuple[Array, Array]:
+    if prepared.target is None:
+        raise ValueError("training needs subjects that were prepared with their targets")
+    image, target = prepared.image, prepared.target
+    if patch_size is not None:
+        block = patch_block(target, patch_size, rng)
+        image, target = image[..., *block], target[..., *block]
+    return augmented(image, target, augment, rng)
+
+
+def patch_block(target: Array, patch_size: Shape, rng: np.random.Generator) -> tuple[slice, slice, slice]:
+    """Where to cut a patch: one time in three around a random voxel of a random class that is there, else anywhere.
+
+    Args:
+        target: (C, X, Y, Z) 0 or 1, or (X, Y, Z) class indices.
+        patch_size: voxels; along an axis where the volume is smaller, the patch takes all of it.
+        rng: the generator.
+    """
+    room = [max(0, have - want) for have, want in zip(target.shape[-3:], patch_size, strict=True)]
+    start = [int(rng.integers(space + 1)) for space in room]
+    if rng.random() < FOREGROUND_SHARE:
+        masks = list(target) if target.ndim == 4 else [target == index for index in range(1, int(target.max(initial=0)) + 1)]
+        present = [mask for mask in masks if mask.any()]
+        if present:
+            voxels = np.flatnonzero(present[int(rng.integers(len(present)))])
+            centre = np.unravel_index(voxels[int(rng.integers(len(voxels)))], target.shape[-3:])
+            start = [min(space, max(0, int(at) - want // 2)) for space, at, want in zip(room, centre, patch_size, strict=True)]
+    x, y, z = (slice(begin, begin + want) for begin, want in zip(start, patch_size, strict=True))
+    return x, y, z
+
+
+def _common_shape(shapes: Sequence[tuple[int, ...]], patch_size: Shape | None, multiple_of: int) -> Shape:
+    if patch_size is not None:
+        return patch_size
+    x, y, z = (-(-max(sizes) // multiple_of) * multiple_of for sizes in zip(*shapes, strict=True))
+    return x, y, z
+
+
+def _batch(samples: Sequence[tuple[int, Array, Array | None]], shape: Shape, device: torch.device | str) -> Batch:
+    import torch
+
+    images = torch.from_numpy(np.stack([_padded(image, shape) for _, image, _ in samples]))
+    targets = [_padded(target, shape) for _, _, target in samples if target is not None]
+    sizes = [image.shape[1:] for _, image, _ in samples]
+    return Batch(
+        images.to(device),
+        torch.from_numpy(np.stack(targets)).to(device) if targets else None,
+        tuple(number for number, _, _ in samples),
+        tuple((x, y, z) for x, y, z in sizes),
+    )
+
+
+def _padded(array: Array, shape: Shape) -> Array:
+    lead = [(0, 0)] * (array.ndim - 3)
+    return np.pad(array, [*lead, *((0, want - have) for have, want in zip(array.shape[-3:], shape, strict=True))])

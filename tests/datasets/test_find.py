@@ -1,0 +1,94 @@
+import os
+
+import pytest
+
+from mergekit3d.datasets import find_dataset, select
+from mergekit3d.errors import InputError, Problems, UsageError
+
+
+def test_unknown_folder_says_what_was_seen(tmp_path, touch):
+    """A folder of no layout is an error that shows the layouts, what stands there, and what to pass."""
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "dataset.json")
+
+    with pytest.raises(InputError) as caught:
+        find_dataset(tmp_path)
+
+    assert (
+        f"no subjects in the data folder: {tmp_path}: wanted [HGG|LGG/]<subject>/<subject>_{{t1,t1ce,t2,flair,seg}}.nii.gz (brats2018) or "
+        "<id>/T1w/{T1w_acpc_dc_restore,T2w_acpc_dc_restore,aparc+aseg}.nii.gz (hcp) or <subject>/{t1,t1ce,t2,flair,truth}.nii.gz (plain), "
+        "found dataset.json, imagesTr/; pass the folder that holds the subjects' folders"
+    ) == str(caught.value)
+
+
+def test_missing_and_empty_folders(tmp_path, touch):
+    """No folder, a file in its place, and an empty folder are told apart."""
+    touch(tmp_path, "file")
+    (tmp_path / "empty").mkdir()
+
+    with pytest.raises(InputError, match=r"^no such folder: "):
+        find_dataset(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"^not a folder: "):
+        find_dataset(tmp_path / "file")
+    with pytest.raises(InputError, match="found an empty folder"):
+        find_dataset(tmp_path / "empty")
+
+
+def test_two_layouts_in_one_folder(tmp_path, touch):
+    """A folder that two layouts find subjects in is an error under auto, and not where the layout is named."""
+    touch(tmp_path, "a/t1.nii.gz", "b/t1.nii.gz", "Brats18_1/Brats18_1_t1.nii.gz")
+
+    with pytest.raises(InputError, match="found 1 subjects in the layout brats2018 and 2 subjects in the layout plain; name the layout"):
+        find_dataset(tmp_path)
+    assert ["a", "b"] == [subject.name for subject in find_dataset(tmp_path, "plain").subjects]
+
+
+def test_unknown_layout(tmp_path):
+    """A misspelt layout is a usage error with the nearest name."""
+    with pytest.raises(UsageError, match=r"unknown layout 'brats2081'; did you mean 'brats2018'\?"):
+        find_dataset(tmp_path, "brats2081")
+
+
+def test_select_orders_modalities_and_understands_aliases(tmp_path, touch):
+    """Every subject comes with the modalities asked for, in that order, and no others."""
+    dataset = find_dataset(touch(tmp_path, "a/t1.nii", "a/t2.nii", "a/flair.nii", "a/seg.nii", "b/t1.nii", "b/flair.nii", "b/seg.nii"))
+
+    subjects = select(dataset, ["FLAIR", "T1w"], need_labels=True)
+
+    assert [["flair", "t1"], ["flair", "t1"]] == [list(subject.images) for subject in subjects]
+    assert tmp_path / "a/seg.nii" == subjects[0].label
+
+
+def test_select_reports_every_problem(tmp_path, touch):
+    """Missing modalities, label maps and files of all subjects are one error of several lines."""
+    touch(tmp_path, "a/t1.nii", "a/t2.nii", "b/t1.nii", "b/seg.nii", "c/t1.nii", "c/seg.nii")
+    (tmp_path / "c/t2.nii").symlink_to(tmp_path / "gone")
+    os.mkfifo(tmp_path / "a/seg.nii.gz")
+
+    with pytest.raises(Problems) as caught:
+        select(find_dataset(tmp_path), ["t1", "t2"], need_labels=True)
+
+    assert 65 == caught.value.exit_code
+    assert [
+        f"not a regular file: {tmp_path}/a/seg.nii.gz: found a broken link, a folder, a pipe or a device",
+        "a subject lacks a modality: subject b: wanted t1, t2, found t1; add t2, or leave the subject out of the folder",
+        f"not a regular file: {tmp_path}/c/t2.nii: found a broken link, a folder, a pipe or a device",
+    ] == str(caught.value).splitlines()
+
+
+def test_select_without_labels(tmp_path, touch):
+    """A subject without a label map is a problem only where labels are needed."""
+    dataset = find_dataset(touch(tmp_path, "a/t1.nii"))
+
+    assert 1 == len(select(dataset, ["t1"], need_labels=False))
+    with pytest.raises(InputError, match=r"^a subject has no label map: subject a; add it"):
+        select(dataset, ["t1"], need_labels=True)
+
+
+def test_modality_that_no_subject_has(tmp_path, touch):
+    """A misspelt modality is one line with the nearest name, not one a subject."""
+    dataset = find_dataset(touch(tmp_path, "a/t1.nii", "a/flair.nii", "b/t1.nii", "b/flair.nii"))
+
+    with pytest.raises(InputError) as caught:
+        select(dataset, ["t1", "flare"], need_labels=False)
+
+    assert "no subject has the modality: flare; did you mean 'flair'?" == str(caught.value)
