@@ -1,0 +1,203 @@
+"""From a network and a subject to a segmentation on the subject's own grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, load_tensors, open_checkpoint
+from mergekit3d.datasets.cache import SubjectStore
+from mergekit3d.datasets.labels import decode, encode
+from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
+from mergekit3d.datasets.subject import Dataset, Subject
+from mergekit3d.errors import InputError
+from mergekit3d.metrics import SubjectMeasures, measure_subject
+from mergekit3d.options import Options
+from mergekit3d.plan.sources import network_of
+from mergekit3d.progress import Reporter
+from mergekit3d.volumes.orientation import spacing_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mergekit3d.training.devices import Runtime
+
+Array = np.ndarray[Any, Any]
+MIRROR_AXES = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network that is ready to segment.
+
+    Args:
+        network: in evaluation mode, on its device.
+        spec: its architecture.
+        task: what it puts out.
+        runtime: device and precision.
+        patch_size: sliding window of this size; None: whole volumes.
+        overlap: of neighbouring windows.
+        mirror: average over mirrored copies.
+    """
+
+    network: nn.Module
+    spec: NetworkSpec
+    task: TaskSpec
+    runtime: Runtime
+    patch_size: tuple[int, int, int] | None = None
+    overlap: float = 0.5
+    mirror: bool = False
+
+    def probabilities(self, prepared: Prepared) -> Array:
+        """Probabilities on the native grid within the foreground's box, (C, x, y, z) float32 in RAS+ axis order."""
+        import torch
+
+        from mergekit3d.training.inference import predict_volume
+
+        with torch.no_grad():
+            values = predict_volume(
+                self.network,
+                torch.from_numpy(np.array(prepared.image)),
+                runtime=self.runtime,
+                patch_size=self.patch_size,
+                multiple_of=architecture(self.spec.name).multiple_of(self.spec),
+                overlap=self.overlap,
+                mirror_axes=MIRROR_AXES if self.mirror else (),
+                exclusive=self.task.exclusive,
+            )
+        return np.asarray(native_crop(values.float().cpu().numpy(), prepared))
+
+    def labels(self, prepared: Prepared) -> Array:
+        """The predicted label map on the whole native grid, (X, Y, Z) int32 in RAS+ axis order."""
+        return np.asarray(pasted(decode(self.probabilities(prepared), self.task), prepared))
+
+    def masks(self, prepared: Prepared) -> dict[str, Array]:
+        """The predicted mask of every output on the whole native grid, (X, Y, Z) in RAS+ axis order."""
+        return {name: np.asarray(pasted(mask, prepared)) for name, mask in masks_of(self.probabilities(prepared), self.task).items()}
+
+
+def load_predictor(
+    checkpoint: Path | str,
+    options: Options,
+    *,
+    patch_size: tuple[int, int, int] | None = None,
+    overlap: float = 0.5,
+    mirror: bool = False,
+) -> Predictor:
+    """A predictor from a checkpoint that says its architecture and task.
+
+    Raises:
+        InputError: the checkpoint is damaged, or does not say what it predicts.
+    """
+    opened = open_checkpoint(checkpoint)
+    opened.check_finite()
+    return predictor_of(opened, options, patch_size=patch_size, overlap=overlap, mirror=mirror)
+
+
+def predictor_of(
+    opened: Checkpoint,
+    options: Options,
+    *,
+    patch_size: tuple[int, int, int] | None = None,
+    overlap: float = 0.5,
+    mirror: bool = False,
+) -> Predictor:
+    """A predictor from an opened checkpoint; see `load_predictor`."""
+    spec, task = network_of(opened), None if opened.metadata is None else opened.metadata.task
+    if spec is None or task is None:
+        missing = "its architecture" if spec is None else "its modalities and regions"
+        raise InputError("the checkpoint does not say what it predicts", where=opened.path, wanted=missing, todo="use a checkpoint that mergekit3d wrote")
+    check_shapes(spec, opened.shapes, opened.path)
+    network = build_network(spec)
+    network.load_state_dict(load_tensors(opened))
+    return predictor_from(network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror=mirror)
+
+
+def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, options: Options, **how: Any) -> Predictor:
+    """A predictor from a network in memory.
+
+    Args:
+        network: with its weights.
+        spec: its architecture.
+        task: what it puts out.
+        options: device and precision.
+        how: patch_size, overlap and mirror of `Predictor`.
+    """
+    from mergekit3d.architectures.slabs import use_fast_cpu_convolutions
+    from mergekit3d.training.devices import resolve_runtime
+
+    runtime = resolve_runtime(options.device, options.precision)
+    network = network.to(runtime.device).eval()
+    use_fast_cpu_convolutions(network)
+    return Predictor(network, spec, task, runtime, **how)
+
+
+def masks_of(probabilities: Array, task: TaskSpec) -> dict[str, Array]:
+    """Predicted mask (X, Y, Z) of every output: above 0.5, or the most probable class.
+
+    Args:
+        probabilities: (C, X, Y, Z).
+        task: its outputs.
+    """
+    if task.exclusive:
+        winner = probabilities.argmax(axis=0)
+        return {name: winner == index for index, name in enumerate(task.outputs, 1)}
+    return {name: channel > 0.5 for name, channel in zip(task.outputs, probabilities, strict=True)}
+
+
+def truth_of(labels: Array, task: TaskSpec) -> dict[str, Array]:
+    """True mask (X, Y, Z) of every output, from label ids (X, Y, Z)."""
+    encoded = encode(labels, task)
+    if task.exclusive:
+        return {name: encoded == index for index, name in enumerate(task.outputs, 1)}
+    return {name: channel.astype(bool) for name, channel in zip(task.outputs, encoded, strict=True)}
+
+
+def measure_subjects(
+    predictor: Predictor,
+    dataset: Dataset,
+    subjects: Sequence[Subject],
+    *,
+    convention: str,
+    reporter: Reporter,
+) -> Iterator[SubjectMeasures]:
+    """Dice, HD95 and counts of every subject, on its own grid.
+
+    Args:
+        predictor: the network.
+        dataset: where the subjects come from; its vocabulary checks their labels.
+        subjects: with label maps.
+        convention: for empty regions.
+        reporter: where progress goes.
+
+    Yields:
+        The measures of one subject at a time.
+    """
+    # With its target a subject is prepared on the label map's grid, or refused where no image shares it.
+    store = open_subjects(dataset, subjects, predictor.task, reporter, with_target=True)
+    with reporter.task("evaluate", len(subjects)) as progress:
+        for number, subject in store.subjects.items():
+            volume = subject_labels(subject, predictor.task.outputs, dataset.vocabulary)
+            files = (f"{subject.name}.nii.gz", "" if subject.label is None else subject.label.name)
+            measures = measure_subject(
+                subject.name,
+                predictor.masks(store.get(number)),
+                truth_of(volume.data, predictor.task),
+                spacing_of(volume.affine),
+                convention=convention,
+                files=files,
+            )
+            progress.advance(1, message=f"subject {number}")
+            yield measures
+
+
+def open_subjects(dataset: Dataset, subjects: Sequence[Subject], task: TaskSpec, reporter: Reporter, *, with_target: bool = False) -> SubjectStore:
+    """Images of subjects, each prepared once and not kept; numbered by their place in the data set."""
+    wanted: Mapping[str, Subject] = {subject.name: subject for subject in subjects}
+    numbered = {number: wanted[known.name] for number, known in enumerate(dataset.subjects, 1) if known.name in wanted}
+    return SubjectStore(numbered, task, vocabulary=dataset.vocabulary, with_target=with_target, capacity_bytes=0, reporter=reporter)

@@ -1,0 +1,259 @@
+"""From a cohort and a network to a trained checkpoint: what train, adapt and finetune share beside the loop itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit3d.architectures import architecture
+from mergekit3d.checkpoints import CHECKPOINT, Metadata, save_tensors
+from mergekit3d.checkpoints.metadata import tool
+from mergekit3d.datasets.augmentation import Transform, flips
+from mergekit3d.datasets.cache import SubjectStore
+from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
+from mergekit3d.datasets.split import write_split
+from mergekit3d.errors import RecipeError, UsageError
+from mergekit3d.options import Options
+from mergekit3d.plan.network import Start
+from mergekit3d.plan.target import Cohort
+from mergekit3d.progress import Reporter
+from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import TrainingModel
+from mergekit3d.storage.seal import json_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mergekit3d.training.loop import FitResult, Trainable, TrainingData
+    from mergekit3d.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training wrote.
+
+    Args:
+        best: checkpoint of the best validation loss.
+        last: checkpoint of the last epoch.
+        log: the learning curve, one row an epoch.
+        epochs: epochs trained.
+        best_epoch: the best one, from 1.
+        validation_loss: at the best epoch; None without validation subjects.
+        validation_dice: mean over regions at the best epoch; None without validation subjects.
+        stopped: why training ended.
+    """
+
+    best: Path
+    last: Path
+    log: Path
+    epochs: int
+    best_epoch: int
+    validation_loss: float | None
+    validation_dice: float | None
+    stopped: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {**vars(self), "best": str(self.best), "last": str(self.last), "log": str(self.log)}
+
+    def lines(self) -> list[str]:
+        """Lines for people."""
+        dice = "" if self.validation_dice is None else f", validation Dice {self.validation_dice:.3f}"
+        return [f"{self.best}: epoch {self.best_epoch} of {self.epochs}{dice}; {self.stopped}"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training of a recipe.
+
+    Args:
+        method: train, adapt or finetune; written into the checkpoints.
+        loaded: the recipe.
+        cohort: subjects and task.
+        settings: how to train.
+        start: the network to start from.
+        out: folder for best, last, log and picture.
+        seed: of initialisation, order, augmentation and dropout.
+        provenance: what else the checkpoints tell of their making.
+    """
+
+    method: str
+    loaded: LoadedRecipe
+    cohort: Cohort
+    settings: TrainingModel
+    start: Start
+    out: Path
+    seed: int
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def metadata(self, **provenance: Any) -> Metadata:
+        """Metadata of a checkpoint that this stage writes."""
+        return Metadata(
+            kind=CHECKPOINT,
+            architecture=self.start.network.as_json(),
+            task=self.cohort.task,
+            method=self.method,
+            provenance={**self.start.origin, **self.provenance, "recipe": self.identity(), "seed": self.seed, **provenance},
+            tool=tool(),
+        )
+
+    def identity(self) -> str:
+        """Digest of what decides the result, beside the data: recipe and start."""
+        recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "study"})
+        split = vars(self.cohort.split)
+        return json_digest([recipe, split, self.settings.model_dump(mode="json"), dict(self.start.origin), self.seed])
+
+
+def refuse_trained(folder: Path, options: Options) -> None:
+    """Refuse to train over an earlier training.
+
+    Raises:
+        UsageError: the folder holds one, and neither ``--force`` nor ``--resume`` is given.
+    """
+    if options.force or options.resume:
+        return
+    if any((folder / name).exists() for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors", "log.csv")):
+        raise UsageError("the output exists already", where=folder, todo="pass --force to replace it, --resume to go on, or --out to write elsewhere")
+
+
+def run_stage(stage: Stage, *, options: Options, reporter: Reporter) -> TrainResult:
+    """Train a network whole; see `fit_stage` for the parts.
+
+    Returns:
+        Where the checkpoints and the log are, and how training ended.
+    """
+    from mergekit3d.training.devices import resolve_runtime
+    from mergekit3d.training.loop import Trainable
+
+    runtime = resolve_runtime(options.device, options.precision)
+    network = stage.start.build().to(runtime.device)
+    reporter.info(f"{stage.method}: {describe(stage)}")
+    trainable = Trainable(
+        network=network,
+        parameter_groups=[{"params": list(network.parameters())}],
+        state=lambda: cpu_state(network),
+    )
+
+    def save(name: str, state: dict[str, Tensor]) -> None:
+        save_tensors(stage.out / f"{name}.safetensors", state, stage.metadata())
+
+    result = fit_stage(stage, trainable, save, options=options, reporter=reporter)
+    return train_result(stage.out, result, best="best.safetensors")
+
+
+def fit_stage(
+    stage: Stage,
+    trainable: Trainable,
+    save: Callable[[str, dict[str, Tensor]], None],
+    *,
+    options: Options,
+    reporter: Reporter,
+) -> FitResult:
+    """Run the loop on a stage's cohort, with its log, split and picture in the stage's folder."""
+    from mergekit3d.training.devices import resolve_runtime
+    from mergekit3d.training.loop import fit
+
+    if not stage.cohort.split.train:
+        raise RecipeError("no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects")
+    write_split(stage.out / "split.json", stage.cohort.split)
+    store = open_store(stage.cohort, ("train", "validation"), reporter)
+    return fit(
+        trainable,
+        training_data(stage, store),
+        settings_of(stage.settings),
+        runtime=resolve_runtime(options.device, options.precision),
+        folder=stage.out,
+        exclusive=stage.cohort.task.exclusive,
+        seed=stage.seed,
+        reporter=reporter,
+        save=save,
+        resume=options.resume,
+        identity=stage.identity(),
+        draw=_draw,
+    )
+
+
+def settings_of(model: TrainingModel) -> TrainingSettings:
+    """The loop's settings from the recipe's keys of the same names."""
+    from dataclasses import fields
+
+    from mergekit3d.training.settings import TrainingSettings
+
+    return TrainingSettings(**{item.name: getattr(model, item.name) for item in fields(TrainingSettings) if hasattr(model, item.name)})
+
+
+def open_store(cohort: Cohort, parts: Iterable[str], reporter: Reporter) -> SubjectStore:
+    """The subjects of some parts of the split, prepared when asked for; numbered by their place in the data set."""
+    wanted = {subject.name for part in parts for subject in cohort.subjects(part)}
+    numbered = {number: subject for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in wanted}
+    return SubjectStore(numbered, cohort.task, vocabulary=cohort.dataset.vocabulary, reporter=reporter)
+
+
+def numbers_of(cohort: Cohort, part: str) -> list[int]:
+    """Numbers of the subjects of a part of the split."""
+    names = {subject.name for subject in cohort.subjects(part)}
+    return [number for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in names]
+
+
+def training_data(stage: Stage, store: SubjectStore) -> TrainingData:
+    """Batches of a stage: training patches or volumes by epoch, validation subjects whole."""
+    from mergekit3d.training.loop import TrainingData
+
+    multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
+    train, validation, settings = numbers_of(stage.cohort, "train"), numbers_of(stage.cohort, "validation"), stage.settings
+    augment: list[Transform] = [flips()] if settings.augment.flip else []
+
+    def batches(epoch: int) -> Iterable[Batch]:
+        return epoch_batches(
+            store,
+            train,
+            batch_size=settings.batch_size,
+            patch_size=settings.patch_size,
+            multiple_of=multiple_of,
+            seed=stage.seed,
+            epoch=epoch,
+            steps=settings.steps_per_epoch,
+            augment=augment,
+        )
+
+    return TrainingData(
+        train=batches,
+        validation=lambda: whole_volume_batches(store, validation, multiple_of=multiple_of),
+        region_names=tuple(stage.cohort.task.outputs),
+    )
+
+
+def cpu_state(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of a network's tensors on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def train_result(folder: Path, result: FitResult, *, best: str, last: str = "last.safetensors") -> TrainResult:
+    """What the loop returned, with the paths of its files."""
+    return TrainResult(
+        best=folder / best,
+        last=folder / last,
+        log=folder / "log.csv",
+        epochs=result.epochs,
+        best_epoch=result.best_epoch,
+        validation_loss=result.best_validation_loss,
+        validation_dice=result.best_validation_dice,
+        stopped=result.stopped,
+    )
+
+
+def describe(stage: Stage) -> str:
+    """Subjects, task and start in one line."""
+    split, task = stage.cohort.split, stage.cohort.task
+    subjects = f"{len(split.train)} training and {len(split.validation)} validation subjects"
+    return f"{subjects}, {' + '.join(task.modalities)} to {len(task.outputs)} outputs, {stage.start.network.name}: {stage.start.remark()}"
+
+
+def _draw(folder: Path) -> None:
+    from mergekit3d.plots.curves import curves_figure
+    from mergekit3d.plots.logs import read_log
+    from mergekit3d.plots.style import save_figure
+
+    save_figure(curves_figure({folder.name: read_log(folder / "log.csv")}), folder / "progress.png")

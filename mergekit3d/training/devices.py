@@ -1,0 +1,123 @@
+"""Where and in which precision to compute, and what to say when the memory runs out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mergekit3d.errors import MergeKit3DError, UsageError
+from mergekit3d.registry import did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+FAST_BF16_CAPABILITY = (8, 0)
+"""CUDA compute capability from which tensor cores take bf16 (Ampere)."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device and a precision.
+
+    Args:
+        device: where networks and batches go.
+        precision: fp32, or bf16 by autocast (weights, optimizer and loss stay in float32).
+    """
+
+    device: torch.device
+    precision: str = "fp32"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass in this precision."""
+        import torch
+
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def resolve_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+    """The device and precision that the flags ask for.
+
+    Args:
+        device: auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N or mps.
+        precision: auto (bf16 where the device computes it fast, else fp32), fp32 or bf16.
+
+    Returns:
+        What to compute with.
+
+    Raises:
+        UsageError: a name that is unknown, or a device that is not there.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}", todo=did_you_mean(precision, PRECISIONS))
+    found = _device(device)
+    if precision == "auto":
+        precision = "bf16" if _has_fast_bf16(found) else "fp32"
+    return Runtime(found, precision)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    numbered = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if numbered is None and name not in DEVICES:
+        raise UsageError(f"unknown device {name!r}", todo=did_you_mean(name, DEVICES))
+    if numbered is not None:
+        count, index = torch.cuda.device_count() if torch.cuda.is_available() else 0, int(numbered.group(1) or 0)
+        if index >= count:
+            found = "no CUDA device" if count == 0 else f"{count} CUDA devices, counted from 0"
+            raise UsageError("the device is not there", where=name, found=found, todo="pass --device auto")
+        return torch.device("cuda", index)
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("the device is not there", where=name, found="no Apple GPU", todo="pass --device auto")
+    return torch.device(name)
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is faster than fp32: elsewhere it is emulated, on an AVX2 processor at a tenth of the speed."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= FAST_BF16_CAPABILITY
+    if device.type == "cpu":
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())  # noqa: SLF001  public from 2.11 on
+    return False
+
+
+@contextmanager
+def memory_advice(runtime: Runtime, *, patch_size: tuple[int, int, int] | None, batch_size: int) -> Iterator[None]:
+    """Tell an exhausted memory as one line with what to change.
+
+    Args:
+        runtime: where the work runs.
+        patch_size: as it stands; None: whole volumes.
+        batch_size: as it stands.
+
+    Raises:
+        MergeKit3DError: the memory ran out inside the block.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        advice = ["set patch_size" if patch_size is None else f"make patch_size {list(patch_size)} smaller"]
+        if batch_size > 1:
+            advice.append(f"make batch_size {batch_size} smaller")
+        if runtime.precision == "fp32" and runtime.device.type != "cpu":
+            advice.append("pass --precision bf16")
+        raise MergeKit3DError("out of memory", where=runtime.device, todo=", or ".join(advice)) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    import torch
+
+    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)

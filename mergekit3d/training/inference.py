@@ -1,0 +1,123 @@
+"""A trained network on a whole volume: at once or by a sliding window, with mirrored copies where asked for."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mergekit3d.errors import UsageError
+from mergekit3d.training.devices import Runtime, memory_advice
+from mergekit3d.training.loss import probabilities_of
+
+Size = tuple[int, int, int]
+
+SIGMA_SCALE = 0.125
+"""Width of the Gaussian weights of a window, as a part of the window."""
+
+
+@torch.no_grad()
+def predict_volume(
+    network: nn.Module,
+    image: Tensor,
+    *,
+    runtime: Runtime,
+    patch_size: Size | None,
+    multiple_of: int,
+    exclusive: bool,
+    overlap: float = 0.5,
+    mirror_axes: Sequence[int] = (),
+) -> Tensor:
+    """Probabilities of every voxel.
+
+    Args:
+        network: in evaluation mode, on the runtime's device.
+        image: (M, X, Y, Z) float32, on any device.
+        runtime: device and precision.
+        patch_size: voxels of the sliding window; None: the whole volume at once.
+        multiple_of: input sizes that the network takes.
+        exclusive: softmax in place of sigmoids.
+        overlap: of neighbouring windows, 0 to 1.
+        mirror_axes: of 0, 1, 2; the probabilities are averaged over the copies mirrored along each subset of them.
+
+    Returns:
+        (C, X, Y, Z) float32, on the runtime's device.
+
+    Raises:
+        MergeKit3DError: out of memory, with what to change.
+
+    Source: nnU-Net's inference (Isensee et al. 2021): Gaussian weights with sigma = window / 8, logits averaged over the windows,
+    probabilities over the mirrored copies.
+    """
+    batch = image[None].to(runtime.device)
+    axes_of_batch = [axis + 2 for axis in mirror_axes]
+    subsets = [axes for count in range(len(axes_of_batch) + 1) for axes in itertools.combinations(axes_of_batch, count)]
+    total: Tensor | None = None
+    for axes in subsets:
+        logits = volume_logits(network, batch.flip(axes), runtime=runtime, patch_size=patch_size, multiple_of=multiple_of, overlap=overlap)
+        probabilities = probabilities_of(logits, exclusive=exclusive).flip(axes)
+        total = probabilities if total is None else total.add_(probabilities)
+    assert total is not None
+    return total[0] / len(subsets)
+
+
+@torch.no_grad()
+def volume_logits(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    runtime: Runtime,
+    patch_size: Size | None,
+    multiple_of: int,
+    overlap: float = 0.5,
+) -> Tensor:
+    """Logits of every voxel.
+
+    Args:
+        network: in evaluation mode.
+        images: (1, M, X, Y, Z) float32, on the runtime's device.
+        runtime: device and precision.
+        patch_size: window; None: the whole volume at once, padded with zeros at the end of the axes.
+        multiple_of: input sizes that the network takes.
+        overlap: of neighbouring windows.
+
+    Returns:
+        (1, C, X, Y, Z) float32.
+
+    Raises:
+        UsageError: a window that the network does not take.
+        MergeKit3DError: out of memory, with what to change.
+    """
+    if patch_size is not None and any(edge % multiple_of for edge in patch_size):
+        raise UsageError("the network does not take this patch_size", wanted=f"multiples of {multiple_of}", found=list(patch_size))
+    shape = images.shape[2:]
+    whole = [-(-size // multiple_of) * multiple_of for size in shape]
+    window = whole if patch_size is None else [min(sizes) for sizes in zip(whole, patch_size, strict=True)]
+    room = [max(size, edge) for size, edge in zip(shape, window, strict=True)]
+    missing_x, missing_y, missing_z = (want - size for want, size in zip(room, shape, strict=True))
+    padded = functional.pad(images, (0, missing_z, 0, missing_y, 0, missing_x))
+
+    def run(part: Tensor) -> Tensor:
+        with runtime.autocast():
+            logits = network(part)
+        assert isinstance(logits, Tensor)
+        return logits.float()
+
+    with memory_advice(runtime, patch_size=patch_size, batch_size=1):
+        logits = run(padded) if room == window else _windows(padded, window, run, overlap)
+    return logits[..., : shape[0], : shape[1], : shape[2]]
+
+
+def _windows(images: Tensor, window: Sequence[int], run: Callable[[Tensor], Tensor], overlap: float) -> Tensor:
+    with warnings.catch_warnings():
+        # Its import alone emits some 65 of them.
+        warnings.simplefilter("ignore")
+        from monai.inferers.utils import sliding_window_inference
+
+        logits = sliding_window_inference(images, window, 1, run, overlap=overlap, mode="gaussian", sigma_scale=SIGMA_SCALE)
+    assert isinstance(logits, Tensor)
+    return logits
