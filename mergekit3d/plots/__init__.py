@@ -1,0 +1,1 @@
+"""Figures, one file each; all of matplotlib's object-oriented side, so that nothing global changes."""
