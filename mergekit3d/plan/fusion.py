@@ -88,8 +88,9 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
     method = METHODS.get(recipe.merge.method)
     sources = open_sources(loaded, with_fisher=method.uses_fisher)
     task = None if recipe.target is None else task_of_target(loaded, recipe.target)
-    network = _target_network(loaded, sources, task)
-    shapes = _target_shapes(sources[0], network)
+    reference = next((source for source in sources if task is None and source.name == recipe.merge.private), sources[-1])
+    network = _target_network(loaded, reference, task)
+    shapes = _target_shapes(sources[0], reference, network)
     partitions = partitions_of(loaded, network, shapes)
     for problem in check_patterns(partitions, shapes):
         problems.add(problem)
@@ -104,7 +105,7 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
     else:
         ratios = resolve_ratios(loaded, groups)
     chosen = recipe.seed if seed is None else seed
-    output_task = task if task is not None else sources[-1].task
+    output_task = task if task is not None else reference.task
     return FusionPlan(method, tuple(sources), tensors, ratios, network, output_task, adapted, chosen)
 
 
@@ -117,18 +118,16 @@ def partitions_of(loaded: LoadedRecipe, network: NetworkSpec | None, shapes: Map
     return Partitions(private=default.private, shared=given.shared)
 
 
-def _target_network(loaded: LoadedRecipe, sources: Sequence[Source], task: TaskSpec | None) -> NetworkSpec | None:
-    """The network of the output: the sources', with inputs and outputs of the target."""
-    known = sources[-1].network
-    given = loaded.architecture
-    if given is not None and (known is None or known.name == given.name):
-        inputs, outputs = (known.in_channels, known.out_channels) if known is not None else _channels(sources[-1])
+def _target_network(loaded: LoadedRecipe, reference: Source, task: TaskSpec | None) -> NetworkSpec | None:
+    """The network of the output: the reference source's, with inputs and outputs of the target."""
+    known, given = reference.network, loaded.architecture
+    if given is not None and known is not None and known.name != given.name:
+        todo = "correct architecture in the recipe"
+        raise InputError("the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found=known.name, todo=todo)
+    if given is not None:
+        inputs, outputs = (known.in_channels, known.out_channels) if known is not None else _channels(reference)
         arguments = {**({} if known is None else known.arguments), **given.arguments}
         known = NetworkSpec(given.name, inputs, outputs, arguments)
-    elif given is not None and known is not None:
-        raise InputError(
-            "the checkpoint is of another network", where=sources[-1].checkpoint.path, wanted=given.name, found=known.name, todo="correct architecture"
-        )
     if known is None or task is None:
         return known
     return NetworkSpec(known.name, len(task.modalities), task.channels, known.arguments)
@@ -140,24 +139,22 @@ def _channels(source: Source) -> tuple[int, int]:
     return len(source.task.modalities), source.task.channels
 
 
-def _target_shapes(first: Source, network: NetworkSpec | None) -> dict[str, tuple[int, ...]]:
+def _target_shapes(first: Source, reference: Source, network: NetworkSpec | None) -> dict[str, tuple[int, ...]]:
     """Shapes of the output, in the order of the first source.
 
     Raises:
         InputError: the sources' tensors are not those of the network.
     """
-    shapes = first.checkpoint.shapes
-    if network is None:
-        return shapes
-    described = architecture(network.name)
-    found = described.infer(shapes)
-    expected = shapes if found == network or described.retarget is None else described.retarget(shapes, network)
-    if described.retarget is None:
-        expected = network_shapes(network)
-    if set(expected) != set(shapes):
+    shapes = reference.checkpoint.shapes
+    if network is not None:
+        described = architecture(network.name)
+        expected = network_shapes(network) if described.retarget is None else described.retarget(shapes, network)
         odd = sorted(set(expected) ^ set(shapes))
-        raise InputError("the checkpoint is of another network", where=first.checkpoint.path, wanted=network.name, found=f"{len(odd)} names differ: {odd[0]}")
-    return {name: expected[name] for name in shapes}
+        if odd:
+            found = f"{len(odd)} names differ: {odd[0]}"
+            raise InputError("the checkpoint is of another network", where=reference.checkpoint.path, wanted=network.name, found=found)
+        shapes = expected
+    return {name: shapes[name] for name in first.checkpoint.entries}
 
 
 def _open_adapted(loaded: LoadedRecipe) -> Checkpoint | None:

@@ -42,6 +42,11 @@ class FuseResult:
         """Plain data for ``--json``."""
         return {"out": str(self.out), "report": str(self.report), "outcomes": dict(self.outcomes), **self.content}
 
+    def lines(self) -> list[str]:
+        """Lines for people."""
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
+        return [f"{self.out}: {counts}", f"{self.report}: what became of every tensor"]
+
 
 def fuse(
     recipe: Path | str,

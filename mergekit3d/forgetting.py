@@ -1,0 +1,98 @@
+"""How much of the sources' tasks a merge still knows: Table 4 of the T-IMM paper.
+
+Every source and merge is evaluated on the test subjects of every source's task, its shared tensors with that source's private ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mergekit3d.architectures import build_network
+from mergekit3d.errors import RecipeError
+from mergekit3d.fusion_engine import tensor_values
+from mergekit3d.metrics import mean_over_regions
+from mergekit3d.options import Options
+from mergekit3d.plan.fusion import FusionPlan, plan_fusion
+from mergekit3d.plan.target import open_cohort
+from mergekit3d.progress import Reporter
+from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import SourceModel
+from mergekit3d.storage.atomic import write_json
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Mean test Dice of every network on every source's task.
+
+    Args:
+        networks: names of the rows: sources, then merges.
+        tasks: names of the columns: sources whose task it is.
+        dice: mean over regions and test subjects.
+    """
+
+    networks: tuple[str, ...]
+    tasks: tuple[str, ...]
+    dice: tuple[tuple[float, ...], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"networks": list(self.networks), "tasks": list(self.tasks), "dice": [list(row) for row in self.dice]}
+
+
+def write_forgetting(path: Path, forgetting: Forgetting) -> None:
+    """Write a forgetting matrix as JSON."""
+    write_json(path, forgetting.as_json())
+
+
+def forgetting_matrix(loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, options: Options, reporter: Reporter) -> Forgetting:
+    """Evaluate sources and merges on the sources' test subjects.
+
+    Args:
+        loaded: the recipe, with sources that tell their targets.
+        merges: the recipe as each merge sees it.
+        options: device and precision.
+        reporter: where progress goes.
+
+    Returns:
+        A row for every source and merge, a column for every source with test subjects.
+    """
+    tasks = [source for source in loaded.recipe.sources if source.target is not None]
+    names = [source.name for source in loaded.recipe.sources]
+    rows: list[tuple[str, LoadedRecipe]] = []
+    for name in names:
+        alone: dict[str, float | dict[str, float]] = {other: float(other == name) for other in names}
+        rows.append((name, _merging(loaded, "mean-imm", alone)))
+    rows += [(merge.recipe.merge.method, merge.changed(target=None)) for merge in merges]
+    dice = tuple(tuple(_dice_on(row, source, options, reporter) for source in tasks) for _, row in rows)
+    return Forgetting(tuple(name for name, _ in rows), tuple(source.name for source in tasks), dice)
+
+
+def _merging(loaded: LoadedRecipe, method: str, ratios: dict[str, float | dict[str, float]]) -> LoadedRecipe:
+    merge = loaded.recipe.merge.model_copy(update={"method": method, "ratios": ratios, "granularity": "model"})
+    return loaded.changed(target=None, merge=merge)
+
+
+def _dice_on(loaded: LoadedRecipe, source: SourceModel, options: Options, reporter: Reporter) -> float:
+    """Mean Dice of a merge with one source's private tensors on that source's test subjects."""
+    from mergekit3d.prediction import measure_subjects, predictor_from
+
+    merge = loaded.recipe.merge.model_copy(update={"private": source.name})
+    plan = plan_fusion(loaded.changed(merge=merge))
+    cohort = open_cohort(loaded, source.target)
+    if plan.network is None:
+        raise RecipeError("the network of the checkpoints is not known", where="architecture", todo="name it in the recipe")
+    network = build_network(plan.network)
+    network.load_state_dict(_state(plan))
+    predictor = predictor_from(network, plan.network, cohort.task, options)
+    subjects = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=reporter)
+    return mean_over_regions([row for subject in subjects for row in subject.rows]).dice
+
+
+def _state(plan: FusionPlan) -> dict[str, torch.Tensor]:
+    values = tensor_values(plan)
+    return {tensor.entry.name: torch.from_numpy(values(tensor.entry).copy()) for tensor in plan.tensors}

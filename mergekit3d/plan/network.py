@@ -1,0 +1,161 @@
+"""The network that a training starts from, and where each of its tensors comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_shapes
+from mergekit3d.architectures.initialise import initial_tensor
+from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
+from mergekit3d.errors import InputError, RecipeError
+from mergekit3d.fusion_engine import tensor_values
+from mergekit3d.merging.partitions import kinds
+from mergekit3d.plan.fusion import FusionPlan
+from mergekit3d.plan.sources import network_of
+from mergekit3d.recipe.load import LoadedRecipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+DEFAULT_ARCHITECTURE = "isensee2017"
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training starts from.
+
+    Args:
+        network: architecture with the target's inputs and outputs.
+        values: initial value of every tensor, in the network's order.
+        outcomes: number of tensors by outcome: copied, expanded, fused, random.
+        origin: digests of the files that the values come from, for provenance.
+    """
+
+    network: NetworkSpec
+    values: Mapping[str, np.ndarray]
+    outcomes: Mapping[str, int]
+    origin: Mapping[str, Any]
+
+    def build(self) -> nn.Module:
+        """The network with these values."""
+        import torch
+
+        network = build_network(self.network)
+        network.load_state_dict({name: torch.from_numpy(np.array(values)) for name, values in self.values.items()})
+        return network
+
+    def remark(self) -> str:
+        """How many tensors come from where, in one line."""
+        return ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+
+
+def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None) -> NetworkSpec:
+    """The network of a task: the recipe's architecture, else that of a checkpoint, else Isensee 2017.
+
+    Raises:
+        RecipeError: unknown keyword arguments, or an architecture that the checkpoint is not of.
+    """
+    given = loaded.architecture
+    if given is None:
+        name, arguments = (DEFAULT_ARCHITECTURE, {}) if known is None else (known.name, dict(known.arguments))
+    else:
+        name = given.name
+        arguments = {**(known.arguments if known is not None and known.name == name else {}), **given.arguments}
+        allowed = architecture(name).arguments
+        for key in arguments:
+            if allowed is not None and key not in allowed:
+                raise RecipeError("unknown argument of the architecture", where=f"architecture.{key}", wanted=", ".join(allowed))
+        if known is not None and known.name != name:
+            raise InputError("the checkpoint is of another network", wanted=name, found=known.name, todo="correct architecture in the recipe")
+    return NetworkSpec(name, len(task.modalities), task.channels, arguments)
+
+
+def random_start(spec: NetworkSpec, seed: int) -> Start:
+    """All tensors at random (Xavier)."""
+    shapes = network_shapes(spec)
+    kind_of = kinds(shapes)
+    values = {name: initial_tensor(name, shape, kind_of[name], seed) for name, shape in shapes.items()}
+    return Start(spec, values, {"random": len(values)}, {})
+
+
+def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int) -> Start:
+    """A checkpoint's tensors wherever they fit; heads are new where the outputs differ, input channels go by modality.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged, not finite, or of another network.
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.metadata is not None and checkpoint.metadata.kind == FISHER:
+        raise InputError("a Fisher diagonal stands where a checkpoint is wanted", where=path)
+    checkpoint.check_finite()
+    known = network_of(checkpoint)
+    spec = network_for(loaded, task, known)
+    shapes = network_shapes(spec)
+    source_task = None if checkpoint.metadata is None else checkpoint.metadata.task
+    heads = _heads(spec, shapes)
+    same_outputs = source_task is not None and list(source_task.outputs.items()) == list(task.outputs.items()) and source_task.exclusive == task.exclusive
+    kind_of, input_weight = kinds(shapes), architecture(spec.name).input_weight(shapes)
+    values, outcomes = {}, {"copied": 0, "expanded": 0, "random": 0}
+    for name, shape in shapes.items():
+        if name not in checkpoint.entries or len(checkpoint.shapes[name]) != len(shape):
+            _refuse_other_network(path, spec, name)
+        fits = checkpoint.shapes[name] == shape
+        random = initial_tensor(name, shape, kind_of[name], seed)
+        same_inputs = name != input_weight or source_task is None or source_task.modalities == task.modalities
+        if fits and same_inputs and (name not in heads or same_outputs or (source_task is None and task.channels == shape[0])):
+            values[name], outcome = checkpoint.read(name).astype(random.dtype), "copied"
+        elif name == input_weight and source_task is not None:
+            values[name], outcome = _expanded(checkpoint, name, random, source_task, task), "expanded"
+        elif name == input_weight or name in heads:
+            values[name], outcome = random, "random"
+        else:
+            _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])
+        outcomes[outcome] += 1
+    return Start(spec, values, outcomes, {"init": checkpoint.digest})
+
+
+def fusion_start(plan: FusionPlan) -> Start:
+    """The tensors that a fusion gives, computed in memory."""
+    if plan.network is None:
+        raise RecipeError("the network of the checkpoints is not known", where="architecture", todo="name it in the recipe")
+    of_entry = tensor_values(plan)
+    shapes = network_shapes(plan.network)
+    by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
+    values = {name: of_entry(by_name[name].entry) for name in shapes}
+    outcomes: dict[str, int] = {}
+    for name in shapes:
+        outcomes[by_name[name].outcome] = outcomes.get(by_name[name].outcome, 0) + 1
+    return Start(plan.network, values, outcomes, {"sources": [source.checkpoint.digest for source in plan.sources]})
+
+
+def _heads(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Tensors whose shape follows the number of outputs."""
+    more = network_shapes(NetworkSpec(spec.name, spec.in_channels, spec.out_channels + 1, spec.arguments))
+    return {name for name, shape in shapes.items() if more[name] != shape}
+
+
+def _expanded(checkpoint: Checkpoint, name: str, random: np.ndarray, source: TaskSpec, task: TaskSpec) -> np.ndarray:
+    values, theirs = random, checkpoint.read(name)
+    for channel, modality in enumerate(task.modalities):
+        if modality in source.modalities:
+            values[:, channel] = theirs[:, source.modalities.index(modality)]
+    return values
+
+
+def _refuse_other_network(path: Path, spec: NetworkSpec, name: str) -> None:
+    raise InputError("the checkpoint is of another network", where=path, wanted=f"{spec.name} with a tensor {name}", found="none of that name and rank")
+
+
+def _refuse_other_shape(path: Path, spec: NetworkSpec, name: str, wanted: tuple[int, ...], found: tuple[int, ...]) -> None:
+    raise InputError(
+        "the checkpoint does not fit the network",
+        where=path,
+        wanted=f"{name} {list(wanted)} ({spec.name})",
+        found=list(found),
+        todo="give the checkpoint's own arguments under architecture (base_filters, depth ...), or leave architecture out",
+    )

@@ -1,0 +1,56 @@
+"""Every problem of a whole recipe at once, before its first step."""
+
+from __future__ import annotations
+
+from mergekit3d.checkpoints import open_checkpoint
+from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
+from mergekit3d.merging.methods import METHODS
+from mergekit3d.plan.network import network_for
+from mergekit3d.plan.target import open_cohort
+from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import SourceModel
+
+NONE = "none"
+
+
+def check_whole(loaded: LoadedRecipe) -> None:
+    """Look at all data sets, checkpoints and names of a recipe.
+
+    Raises:
+        MergeKit3DError: every problem found.
+    """
+    recipe, problems = loaded.recipe, ProblemCollector()
+
+    def attempt(check: object) -> None:
+        try:
+            check()  # type: ignore[operator]  # a callable without arguments
+        except MergeKit3DError as error:
+            problems.add(error)
+
+    attempt(lambda: METHODS.get(recipe.merge.method))
+    if recipe.target is None and recipe.train is None and not recipe.sources:
+        problems.add(RecipeError("the recipe asks for nothing", where=loaded.path, wanted="a target, and sources or train"))
+    if recipe.target is not None:
+        attempt(lambda: network_for(loaded, open_cohort(loaded, recipe.target).task, None))
+    earlier: list[str] = []
+    for source in (*recipe.sources, *recipe.baselines):
+        if source.target is not None:
+            attempt(lambda source=source: open_cohort(loaded, source.target, key=f"sources.{source.name}.target"))
+        attempt(lambda source=source: _check_start(loaded, source, earlier))
+        earlier.append(source.name)
+    if recipe.train is not None and recipe.train.init != NONE:
+        path = loaded.input_path(recipe.train.init)
+        attempt(lambda: open_checkpoint(path, verify=False))
+    problems.raise_if_any()
+
+
+def _check_start(loaded: LoadedRecipe, source: SourceModel, earlier: list[str]) -> None:
+    if source.checkpoint is not None:
+        open_checkpoint(loaded.checkpoint_path(source), verify=False)
+        if source.target is None and not loaded.fisher_path(source).exists() and METHODS.get(loaded.recipe.merge.method).uses_fisher:
+            todo = f"run: mergekit3d fisher {source.checkpoint} --data <its data set>, or give the source a target"
+            raise InputError("no Fisher diagonal", where=f"source {source.name!r}", todo=todo)
+        return
+    assert source.train is not None
+    if source.train.init not in (NONE, *earlier):
+        open_checkpoint(loaded.input_path(source.train.init), verify=False)

@@ -1,0 +1,125 @@
+"""The numbers behind the report: means over seeds and subjects, intervals, paired comparisons, the order of the initialisations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergekit3d.comparison import CompareResult, compare_rows
+from mergekit3d.errors import InputError
+from mergekit3d.metrics import RegionMeans, SubjectMetrics, defined_mean, mean_over_regions, means_by_region
+from mergekit3d.paired import bootstrap_interval
+from mergekit3d.report.results import BASELINE, FUSED, StudyResults, display_name
+
+BOOTSTRAP_SEED = 0
+
+
+@dataclass(frozen=True)
+class ArmDice:
+    """Test Dice of one initialisation at one size.
+
+    Args:
+        mean: of the regions, over subjects and seeds; NaN where nothing was measured.
+        interval_95: bootstrap interval over the subjects.
+        spread: standard deviation of the mean over the seeds; None with one seed.
+        by_subject: mean of the regions of every subject, averaged over the seeds.
+        by_region: means of every region.
+    """
+
+    mean: float
+    interval_95: tuple[float, float]
+    spread: float | None
+    by_subject: dict[str, float]
+    by_region: dict[str, RegionMeans]
+
+
+def seed_averaged_rows(results: StudyResults, split: str, name: str) -> list[SubjectMetrics]:
+    """One row a subject and region, averaged over the seeds; NaN values are left out."""
+    gathered: dict[tuple[str, str], list[SubjectMetrics]] = {}
+    for arm in results.of(split, name):
+        for row in arm.metrics:
+            gathered.setdefault((row.subject, row.region), []).append(row)
+    return [
+        SubjectMetrics(subject, region, defined_mean(row.dice for row in rows), defined_mean(row.hd95 for row in rows))
+        for (subject, region), rows in gathered.items()
+    ]
+
+
+def arm_dice(results: StudyResults, split: str, name: str) -> ArmDice:
+    """Test Dice of one initialisation at one size of the training set."""
+    rows = seed_averaged_rows(results, split, name)
+    of_subject: dict[str, list[float]] = {}
+    for row in rows:
+        of_subject.setdefault(row.subject, []).append(row.dice)
+    by_subject = {subject: defined_mean(values) for subject, values in of_subject.items()}
+    values = np.array([value for value in by_subject.values() if not math.isnan(value)])
+    seed_means = _seed_means(results, split, name)
+    return ArmDice(
+        mean=defined_mean(seed_means),
+        interval_95=bootstrap_interval(values, np.random.default_rng(BOOTSTRAP_SEED)),
+        spread=statistics.stdev(seed_means) if len(seed_means) > 1 else None,
+        by_subject=by_subject,
+        by_region=means_by_region(rows),
+    )
+
+
+def ranking(results: StudyResults, split: str) -> list[tuple[str, float]]:
+    """Initialisations of one size by mean test Dice, the best first; those without a number are left out."""
+    means = {name: defined_mean(_seed_means(results, split, name)) for name in results.names}
+    return sorted(((name, mean) for name, mean in means.items() if not math.isnan(mean)), key=lambda pair: -pair[1])
+
+
+def paired(results: StudyResults, split: str) -> CompareResult | None:
+    """T-IMM (or else the best initialisation) against every other one at one size; None where there is nothing to pair."""
+    ranked = [name for name, _ in ranking(results, split)]
+    if len(ranked) < 2:
+        return None
+    first = "timm" if "timm" in ranked else ranked[0]
+    others = [name for name in results.names if name in ranked and name != first]
+    rows = {display_name(name): seed_averaged_rows(results, split, name) for name in (first, *others)}
+    try:
+        return compare_rows(rows, seed=BOOTSTRAP_SEED)
+    except InputError:
+        return None
+
+
+def pair(results: StudyResults, split: str, first: str, other: str) -> CompareResult | None:
+    """Two initialisations at one size; None where they share no subject."""
+    try:
+        return compare_rows({display_name(name): seed_averaged_rows(results, split, name) for name in (first, other)}, seed=BOOTSTRAP_SEED)
+    except InputError:
+        return None
+
+
+def seeds_ahead(results: StudyResults, split: str, first: str, other: str) -> tuple[int, int]:
+    """In how many of the seeds that both were run with the first has the higher mean test Dice.
+
+    Returns:
+        That number, and the number of seeds.
+    """
+    means = [{arm.seed: mean_over_regions(arm.metrics).dice for arm in results.of(split, name)} for name in (first, other)]
+    common = [seed for seed in means[0] if seed in means[1]]
+    return sum(means[0][seed] > means[1][seed] for seed in common), len(common)
+
+
+def paper_order(results: StudyResults, split: str) -> tuple[list[tuple[str, float]], bool] | None:
+    """T-IMM, IMM, the best single source and none with their means, and whether they fall in that order as in the paper.
+
+    Returns:
+        None where one of the four was not measured.
+    """
+    means = dict(ranking(results, split))
+    singles = [name for name in means if name not in (BASELINE, *FUSED, *results.baselines)]
+    if not singles or not {BASELINE, *FUSED} <= means.keys():
+        return None
+    best_single = max(singles, key=lambda name: means[name])
+    order = [(name, means[name]) for name in ("timm", "imm", best_single, BASELINE)]
+    return order, all(before[1] > after[1] for before, after in itertools.pairwise(order))
+
+
+def _seed_means(results: StudyResults, split: str, name: str) -> list[float]:
+    return [mean_over_regions(arm.metrics).dice for arm in results.of(split, name)]

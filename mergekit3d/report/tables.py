@@ -1,0 +1,232 @@
+"""The tables of a study, as plain data for the report, and on the screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mergekit3d.comparison import p_words
+from mergekit3d.metrics import defined_mean
+from mergekit3d.report.evidence import arm_dice, paired
+from mergekit3d.report.results import StudyResults, display_name, listed
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MISSING = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table.
+
+    Args:
+        text: the number.
+        detail: smaller, under it (an interval, a second measure).
+        best: of its row.
+        share: 0 to 1, how strongly it is tinted; None: not at all.
+    """
+
+    text: str
+    detail: str = ""
+    best: bool = False
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a heading a row and a column.
+
+    Args:
+        caption: what it shows.
+        corner: heading of the first column.
+        columns: headings of the others.
+        rows: heading and cells of every row.
+        note: under the table.
+    """
+
+    caption: str
+    corner: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    note: str = ""
+
+
+def dice_table(results: StudyResults) -> Table | None:
+    """Mean test Dice, a row a size and a column an initialisation, the best bold (Table 2 of the paper)."""
+    if not results.arms:
+        return None
+    rows = []
+    for split in results.splits:
+        dice = [arm_dice(results, split, name) for name in results.names]
+        cells = [Cell(_number(arm.mean), _interval(arm.interval_95, arm.spread)) for arm in dice]
+        rows.append((split, _mark_best(cells, [arm.mean for arm in dice])))
+    spread = f"; ±: standard deviation over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
+    note = f"below each mean, its 95 % bootstrap interval over the test subjects{spread}"
+    caption = f"Mean test Dice of {listed(results.regions)} after fine-tuning from each initialisation"
+    return Table(caption, "target", _headings(results), tuple(rows), note)
+
+
+def region_tables(results: StudyResults) -> list[Table]:
+    """Test Dice and HD95 of every region, a table a size."""
+    tables = []
+    for split in results.splits:
+        arms = [arm_dice(results, split, name).by_region for name in results.names]
+        rows = []
+        for region in results.regions:
+            means = [arm.get(region) for arm in arms]
+            dice = [math.nan if mean is None else mean.dice for mean in means]
+            details = ["" if mean is None or math.isnan(mean.hd95) else f"{mean.hd95:.1f} mm" for mean in means]
+            cells = [Cell(_number(value), detail) for value, detail in zip(dice, details, strict=True)]
+            rows.append((region, _mark_best(cells, dice)))
+        caption = "Test Dice by region; below it, the 95th percentile of the Hausdorff distance"
+        tables.append(Table(f"{split}: {caption}" if len(results.splits) > 1 else caption, "region", _headings(results), tuple(rows)))
+    return tables if results.regions else []
+
+
+def comparison_tables(results: StudyResults) -> list[Table]:
+    """T-IMM (or the best) against every other initialisation, subject by subject, a table a size."""
+    tables = []
+    for split in results.splits:
+        found = paired(results, split)
+        if found is None:
+            continue
+        rows = []
+        for comparison in found.of_mean():
+            low, high = comparison.interval_95
+            cells = (
+                Cell(f"{comparison.mean_difference:+.3f}", "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"),
+                Cell(f"{comparison.wins}", f"of {len(comparison.differences)}"),
+                Cell(_p(comparison.p)),
+                Cell(_p(comparison.p_holm)),
+            )
+            rows.append((comparison.other, cells))
+        caption = f"{found.first} minus each other initialisation: Dice difference of the same test subjects"
+        columns = ("mean difference", f"{found.first} better", "Wilcoxon p", "p after Holm")
+        note = "; ".join(("below the mean difference, its 95 % bootstrap interval", *found.notes))
+        tables.append(Table(f"{split}: {caption}" if len(results.splits) > 1 else caption, "other", columns, tuple(rows), note))
+    return tables
+
+
+def lengths_table(results: StudyResults) -> Table | None:
+    """Epochs and validation Dice of adaptation and fine-tuning (Table 3 of the paper)."""
+    stages: dict[str, Callable[[str], Sequence[Any]]] = {}
+    if any(adaptation.epochs is not None for adaptation in results.adaptations):
+        stages["adaptation"] = lambda split: [adaptation for adaptation in results.adaptations if adaptation.split == split]
+    for name in results.names:
+        if any(arm.epochs is not None for arm in results.arms if arm.name == name):
+            stages[f"from {display_name(name)}"] = lambda split, name=name: results.of(split, name)  # type: ignore[misc]
+    if not stages:
+        return None
+    splits = list(dict.fromkeys([*results.splits, *(adaptation.split for adaptation in results.adaptations)]))
+    rows = tuple((split, tuple(_length(stage(split)) for stage in stages.values())) for split in splits)
+    averaged = "; means over the seeds" if len(results.seeds) > 1 else ""
+    note = f"epochs until the stage stopped; below, mean Dice on the validation subjects at the best epoch{averaged}"
+    return Table("Length of the adaptation stage and of fine-tuning", "target", tuple(stages), rows, note)
+
+
+def trainings_table(results: StudyResults) -> Table | None:
+    """Epochs and validation Dice of the sources."""
+    trainings = [training for training in results.trainings if training.epochs is not None]
+    if not trainings:
+        return None
+    rows = tuple((training.name, (Cell(str(training.epochs)), Cell(_number(training.validation_dice)))) for training in trainings)
+    return Table("Training of the sources, each on its own task", "source", ("epochs", "validation Dice"), rows)
+
+
+def forgetting_table(results: StudyResults) -> Table | None:
+    """Dice of every model on the sources' own tasks (Table 4 of the paper), tinted by value."""
+    found = results.forgetting
+    if found is None:
+        return None
+    rows = tuple(
+        (label, tuple(Cell(_number(value), share=None if _is_missing(value) else value) for value in values))
+        for label, values in zip(found.rows, found.dice, strict=True)
+    )
+    columns = tuple(display_name(column) for column in found.columns)
+    return Table("Test Dice on the sources' own tasks: what each model remembers", "task", columns, rows)
+
+
+def tensors_table(fusion: Mapping[str, Any]) -> tuple[dict[str, int], Table]:
+    """What became of every tensor.
+
+    Args:
+        fusion: the content of ``<stem>.report.json``.
+
+    Returns:
+        The number of tensors by outcome, and the table.
+    """
+    counts: dict[str, int] = {}
+    rows = []
+    for tensor in fusion.get("tensors", ()):
+        outcome = str(tensor.get("outcome", ""))
+        counts[outcome] = counts.get(outcome, 0) + 1
+        shape = " × ".join(map(str, tensor.get("shape", ())))
+        ratios = ", ".join(f"{source} {_ratio(ratio)}" for source, ratio in tensor.get("ratios", {}).items())
+        remark = str(tensor.get("detail") or tensor.get("origin") or "")
+        rows.append((str(tensor.get("name", "")), (Cell(outcome), Cell(shape), Cell(ratios), Cell(remark))))
+    return counts, Table("Every tensor of the fused checkpoint", "tensor", ("outcome", "shape", "mixing ratios", "remark"), tuple(rows))
+
+
+def print_tables(results: StudyResults) -> list[RenderableType]:
+    """Table 2 and Table 4 of the study for a terminal; what was not measured is left out."""
+    return [_on_screen(table) for table in (dice_table(results), forgetting_table(results)) if table is not None]
+
+
+def _on_screen(table: Table) -> RenderableType:
+    from rich import box
+    from rich.table import Table as Screen
+    from rich.text import Text
+
+    screen = Screen(title=table.caption, caption=table.note or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    screen.add_column(Text(table.corner), no_wrap=True)
+    for column in table.columns:
+        screen.add_column(Text(column), justify="right", no_wrap=True)
+    for label, cells in table.rows:
+        # The star tells the best where there is no bold type, as in a log file.
+        texts = [Text(f"{cell.text}*" if cell.best else f"{cell.text} ", style="bold" if cell.best else "") for cell in cells]
+        screen.add_row(Text(label), *texts)
+        if any(cell.detail for cell in cells):
+            screen.add_row(Text(""), *(Text(f"{cell.detail} ", style="dim") for cell in cells))
+    return screen
+
+
+def _headings(results: StudyResults) -> tuple[str, ...]:
+    return tuple(display_name(name) for name in results.names)
+
+
+def _mark_best(cells: Sequence[Cell], values: Sequence[float]) -> tuple[Cell, ...]:
+    """Cells with the best marked: all that print as the highest value, and none where there is but one."""
+    defined = [value for value in values if not math.isnan(value)]
+    highest = _number(max(defined)) if len(defined) > 1 else None
+    return tuple(Cell(cell.text, cell.detail, best=cell.text == highest) for cell in cells)
+
+
+def _number(value: float | None) -> str:
+    return MISSING if _is_missing(value) else f"{value:.3f}"
+
+
+def _is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
+
+
+def _p(p: float) -> str:
+    return MISSING if math.isnan(p) else p_words(p).removeprefix("p ").removeprefix("= ")
+
+
+def _interval(interval_95: tuple[float, float], spread: float | None) -> str:
+    low, high = interval_95
+    over_subjects = "" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+    return over_subjects if spread is None else f"{over_subjects}\n± {spread:.3f}"
+
+
+def _length(runs: Sequence[Any]) -> Cell:
+    epochs = defined_mean(math.nan if run.epochs is None else float(run.epochs) for run in runs)
+    dice = defined_mean(math.nan if run.validation_dice is None else run.validation_dice for run in runs)
+    return Cell(MISSING if math.isnan(epochs) else f"{epochs:.0f}", "" if math.isnan(dice) else _number(dice))
+
+
+def _ratio(ratio: Any) -> str:
+    return f"{ratio:.3f}" if isinstance(ratio, (int, float)) else f"{min(ratio):.3f} to {max(ratio):.3f}"

@@ -1,0 +1,334 @@
+"""The steps of a recipe: source models, Fisher diagonals, adaptation, fusion, fine-tuning, evaluation, comparison, report."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergekit3d.errors import RecipeError
+from mergekit3d.options import Options
+from mergekit3d.plan.target import Cohort, open_cohort, with_split
+from mergekit3d.progress import Reporter
+from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import SourceModel, SplitModel, TargetModel
+from mergekit3d.registry import did_you_mean
+from mergekit3d.steps import Step, files_identity, subjects_identity
+
+NONE, IMM, TIMM = "none", "imm", "timm"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One initialisation at one size of the target's training set, with one seed.
+
+    Args:
+        initialisation: none, a source or baseline, imm or timm.
+        size: name of the split; empty for the target's own.
+        seed: of adaptation and fine-tuning.
+        loaded: the recipe as this arm sees it; its OUT is the arm's folder.
+    """
+
+    initialisation: str
+    size: str
+    seed: int
+    loaded: LoadedRecipe
+
+    @property
+    def metrics(self) -> Path:
+        """Test metrics of the fine-tuned network."""
+        return self.loaded.out / "test" / "metrics.csv"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The fine-tuned network."""
+        return self.loaded.out / "finetune" / "best.safetensors"
+
+    @property
+    def log(self) -> Path:
+        """Learning curve of the fine-tuning."""
+        return self.loaded.out / "finetune" / "log.csv"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A recipe with all that its steps need.
+
+    Args:
+        loaded: the recipe.
+        options: device, precision and the like.
+        reporter: where progress goes.
+    """
+
+    loaded: LoadedRecipe
+    options: Options
+    reporter: Reporter
+
+    @cached_property
+    def arms(self) -> tuple[Arm, ...]:
+        """Every initialisation at every size with every seed; one arm where the recipe has no study."""
+        recipe, study = self.loaded.recipe, self.loaded.recipe.study
+        if recipe.target is None or recipe.train is not None:
+            return ()
+        if study is None:
+            init = recipe.finetune.init or (recipe.merge.method if recipe.sources else NONE)
+            return (Arm(init, "", self._seed(recipe.seed), self.loaded),)
+        sizes: dict[str, SplitModel | None] = {**study.sizes} or {"": None}
+        arms = []
+        for size, split in sizes.items():
+            for seed in study.seeds:
+                folder = self.loaded.out / slug(size) / (f"seed-{seed}" if len(study.seeds) > 1 else "")
+                target = recipe.target if split is None else with_split(recipe.target, split)
+                arms += [self._arm(init, size, self._seed(seed), folder / init, target) for init in study.initialisations]
+        return tuple(arms)
+
+    def _arm(self, init: str, size: str, seed: int, out: Path, target: TargetModel) -> Arm:
+        method = init if init in (IMM, TIMM) else self.loaded.recipe.merge.method
+        changes: dict[str, Any] = {"method": method}
+        if init == IMM:
+            changes |= {"ratios": "uniform", "private": "random"}
+        loaded = self.loaded.changed(
+            out=out,
+            seed=seed,
+            target=target,
+            sources=tuple(self._absolute(source) for source in self.loaded.recipe.sources),
+            baselines=tuple(self._absolute(source) for source in self.loaded.recipe.baselines),
+            merge=self.loaded.recipe.merge.model_copy(update=changes),
+            finetune=self.loaded.recipe.finetune.model_copy(update={"init": init}),
+        )
+        return Arm(init, size, seed, loaded)
+
+    def _absolute(self, source: SourceModel) -> SourceModel:
+        """A source whose files do not depend on OUT, which differs from arm to arm."""
+        checkpoint, fisher = self.loaded.checkpoint_path(source).absolute(), self.loaded.fisher_path(source).absolute()
+        return source.model_copy(update={"checkpoint": checkpoint, "fisher": fisher})
+
+    def _seed(self, seed: int) -> int:
+        return seed if self.options.seed is None else self.options.seed
+
+    def check(self) -> None:
+        """Refuse initialisations that the recipe does not know.
+
+        Raises:
+            RecipeError: an unknown name.
+        """
+        study = self.loaded.recipe.study
+        known = [NONE, IMM, TIMM, *(source.name for source in (*self.loaded.recipe.sources, *self.loaded.recipe.baselines))]
+        for init in () if study is None else study.initialisations:
+            if init not in known:
+                raise RecipeError("unknown initialisation", where="study.initialisations", found=init, todo=did_you_mean(init, known))
+
+    def steps(self) -> Iterator[Step]:
+        """All steps, in the order of their inputs."""
+        recipe = self.loaded.recipe
+        if recipe.train is not None:
+            yield self._train_own()
+        yield from self._sources()
+        for arm in self.arms:
+            yield from self._arm_steps(arm)
+        for group in self.groups():
+            yield from self._group_steps(group)
+
+    def groups(self) -> list[tuple[Arm, ...]]:
+        """Arms that differ in nothing but the initialisation."""
+        keys = dict.fromkeys((arm.size, arm.seed) for arm in self.arms)
+        return [tuple(arm for arm in self.arms if (arm.size, arm.seed) == key) for key in keys]
+
+    def folder_of(self, group: Sequence[Arm]) -> Path:
+        """Where the results of a group of arms stand."""
+        return group[0].loaded.out.parent if self.loaded.recipe.study is not None else self.loaded.out
+
+    @cached_property
+    def _quiet(self) -> Options:
+        """Options of a step: outputs of earlier runs are out of date, so that they are written over."""
+        return replace(self.options, out=None, seed=None, force=not self.options.resume)
+
+    def _train_own(self) -> Step:
+        from mergekit3d.verbs.train import train_model
+
+        loaded = self.loaded
+        model = loaded.recipe.train
+        assert model is not None
+        folder = loaded.out / "train"
+
+        def identity() -> Any:
+            cohort = open_cohort(loaded, loaded.recipe.target)
+            init = [] if model.init == NONE else files_identity([loaded.input_path(model.init)])
+            return [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, self._seed(loaded.recipe.seed)]
+
+        def action() -> object:
+            return train_model(loaded, loaded.recipe.target, model, out=folder, options=self._seeded, reporter=self.reporter)
+
+        return Step("train", (folder / "best.safetensors", folder / "log.csv"), identity, action)
+
+    @cached_property
+    def _seeded(self) -> Options:
+        return replace(self._quiet, seed=self.options.seed)
+
+    def _sources(self) -> Iterator[Step]:
+        earlier: dict[str, Path] = {}
+        wants_fisher = {IMM, TIMM} & {arm.initialisation for arm in self.arms}
+        for source in self.loaded.recipe.sources:
+            if source.checkpoint is None:
+                yield self._train_source(source, dict(earlier))
+            if wants_fisher and source.target is not None:
+                yield self._fisher(source)
+            earlier[source.name] = self.loaded.checkpoint_path(source)
+        for source in self.loaded.recipe.baselines:
+            if source.checkpoint is None:
+                yield self._train_source(source, dict(earlier))
+
+    def _train_source(self, source: SourceModel, earlier: dict[str, Path]) -> Step:
+        from mergekit3d.verbs.train import train_model
+
+        loaded, model = self.loaded, source.train
+        assert model is not None
+        folder = loaded.checkpoint_path(source).parent
+
+        def identity() -> Any:
+            cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
+            init = [] if model.init == NONE else files_identity([earlier.get(model.init, loaded.input_path(model.init))])
+            return [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, self._seed(loaded.recipe.seed)]
+
+        def action() -> object:
+            return train_model(loaded, source.target, model, out=folder, earlier=earlier, options=self._seeded, reporter=self.reporter)
+
+        return Step(f"train {source.name}", (folder / "best.safetensors", folder / "log.csv"), identity, action)
+
+    def _fisher(self, source: SourceModel) -> Step:
+        from mergekit3d.verbs.fisher import fisher_of_source
+
+        loaded = self.loaded
+
+        def identity() -> Any:
+            cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
+            checkpoint = files_identity([loaded.checkpoint_path(source)])
+            return [loaded.recipe.fisher.model_dump(mode="json"), self._cohort_identity(cohort), checkpoint, self.options.seed]
+
+        def action() -> object:
+            return fisher_of_source(loaded, source, options=replace(self._seeded, force=True), reporter=self.reporter)
+
+        return Step(f"fisher {source.name}", (loaded.fisher_path(source),), identity, action)
+
+    def _arm_steps(self, arm: Arm) -> Iterator[Step]:
+        from mergekit3d.verbs.adapt import adapt_loaded
+        from mergekit3d.verbs.finetune import finetune_loaded
+        from mergekit3d.verbs.fuse import fuse_loaded
+
+        loaded, folder = arm.loaded, arm.loaded.out
+        ratios = folder / "adapt" / "ratios.json"
+
+        def decided(*parts: Any) -> Any:
+            cohort = open_cohort(loaded, loaded.recipe.target)
+            paths = [path for source in loaded.recipe.sources for path in (loaded.checkpoint_path(source), loaded.fisher_path(source))]
+            return [arm.initialisation, arm.seed, self._architecture(), self._cohort_identity(cohort), files_identity(paths), *parts]
+
+        merge, partitions = loaded.recipe.merge.model_dump(mode="json"), loaded.recipe.partitions.model_dump(mode="json")
+        fusing = arm.initialisation not in (NONE, *(source.name for source in (*loaded.recipe.sources, *loaded.recipe.baselines)))
+        if arm.initialisation == TIMM:
+            yield Step(
+                label("adapt", arm),
+                (ratios, ratios.with_name("checkpoint.safetensors"), ratios.with_name("log.csv")),
+                lambda: decided(merge, partitions, loaded.recipe.adapt.model_dump(mode="json")),
+                lambda: adapt_loaded(loaded, options=self._quiet, reporter=self.reporter),
+            )
+        if fusing:
+            yield Step(
+                label("fuse", arm),
+                (loaded.merge_path, loaded.merge_path.with_name(f"{loaded.merge_path.stem}.report.json")),
+                lambda: decided(merge, partitions, files_identity([ratios])),
+                lambda: fuse_loaded(loaded, out=loaded.merge_path, options=replace(self._quiet, force=True), reporter=self.reporter),
+            )
+        best = arm.checkpoint
+        yield Step(
+            label("finetune", arm),
+            (best, arm.log),
+            lambda: decided(partitions, loaded.recipe.finetune.model_dump(mode="json"), files_identity([loaded.merge_path] if fusing else [])),
+            lambda: finetune_loaded(loaded, options=self._quiet, reporter=self.reporter),
+        )
+        if self._has_test(loaded.recipe.target):
+            yield Step(
+                label("evaluate", arm),
+                (arm.metrics, arm.metrics.with_name("summary.json")),
+                lambda: [files_identity([best]), loaded.recipe.predict.model_dump(mode="json"), decided()[3]],
+                lambda: self._evaluate(arm, best),
+            )
+
+    def _evaluate(self, arm: Arm, checkpoint: Path) -> object:
+        from mergekit3d.prediction import load_predictor, measure_subjects
+        from mergekit3d.verbs.evaluate import write_evaluation
+
+        cohort, how = open_cohort(arm.loaded, arm.loaded.recipe.target), arm.loaded.recipe.predict
+        predictor = load_predictor(checkpoint, self.options, patch_size=how.patch_size, overlap=how.overlap, mirror=how.mirror)
+        rows = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=self.reporter)
+        return write_evaluation(arm.metrics.parent, rows, convention="nnunet", force=True)
+
+    def _group_steps(self, group: Sequence[Arm]) -> Iterator[Step]:
+        from mergekit3d.forgetting import forgetting_matrix, write_forgetting
+
+        study = self.loaded.recipe.study
+        if study is None or not group:
+            return
+        folder = self.folder_of(group)
+        if len(group) > 1 and self._has_test(group[0].loaded.recipe.target):
+            from mergekit3d.study_pictures import write_slices
+            from mergekit3d.verbs.compare import compare
+
+            best = [arm.checkpoint for arm in group]
+            yield Step(
+                label("slices", group[0], with_initialisation=False),
+                (folder / "slices.png",),
+                lambda: files_identity([*best, *(arm.metrics for arm in group)]),
+                lambda: write_slices(group, folder / "slices.png", options=self.options, reporter=self.reporter),
+            )
+            metrics = [arm.metrics for arm in _winner_first(group)]
+            yield Step(
+                label("compare", group[0], with_initialisation=False),
+                (folder / "compare.json", folder / "compare.png"),
+                lambda: files_identity(metrics),
+                lambda: compare(metrics, out=folder / "compare.json", reporter=self.reporter),
+            )
+        if study.forgetting and any(self._has_test(source.target) for source in self.loaded.recipe.sources):
+            merged = [arm for arm in group if arm.initialisation in (IMM, TIMM)]
+            inputs = [self.loaded.checkpoint_path(source) for source in self.loaded.recipe.sources]
+            inputs += [arm.loaded.out / "adapt" / "ratios.json" for arm in merged] + [arm.loaded.merge_path for arm in merged]
+            yield Step(
+                label("forgetting", group[0], with_initialisation=False),
+                (folder / "forgetting.json",),
+                lambda: [files_identity(inputs), [source.model_dump(mode="json") for source in self.loaded.recipe.sources]],
+                lambda: write_forgetting(
+                    folder / "forgetting.json",
+                    forgetting_matrix(self.loaded, [arm.loaded for arm in merged], options=self.options, reporter=self.reporter),
+                ),
+            )
+
+    def _architecture(self) -> Any:
+        given = self.loaded.recipe.architecture
+        return given if given is None or isinstance(given, str) else given.model_dump(mode="json")
+
+    def _cohort_identity(self, cohort: Cohort) -> Any:
+        return [cohort.task.as_json(), vars(cohort.split), subjects_identity(cohort.dataset.subjects)]
+
+    def _has_test(self, target: TargetModel | None) -> bool:
+        if target is None:
+            return False
+        return isinstance(target.split, Path) or bool(target.split.test)
+
+
+def label(verb: str, arm: Arm, *, with_initialisation: bool = True) -> str:
+    """The name of a step of an arm."""
+    parts = [verb, arm.initialisation if with_initialisation else "", f"at {arm.size}" if arm.size else "", f"seed {arm.seed}"]
+    return " ".join(part for part in parts if part)
+
+
+def slug(name: str) -> str:
+    """A folder's name for the name of a size: ``4 %`` becomes ``4-percent``."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name.replace("%", " percent")).strip("-").lower()
+
+
+def _winner_first(group: Sequence[Arm]) -> list[Arm]:
+    """T-IMM first where it takes part: the paper's Figure 4 shows its difference to every other."""
+    return sorted(group, key=lambda arm: arm.initialisation != TIMM)

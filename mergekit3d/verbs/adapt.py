@@ -1,0 +1,228 @@
+"""``mergekit3d adapt``: the mixing ratios of T-IMM, learned on the target together with the private tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mergekit3d.errors import RecipeError
+from mergekit3d.options import DEFAULT_OPTIONS, Options
+from mergekit3d.plan.fusion import FUSED, FusionPlan, plan_fusion
+from mergekit3d.plan.network import fusion_start
+from mergekit3d.plan.ratios import Ratios, write_ratios
+from mergekit3d.plan.target import open_cohort
+from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.recipe import LoadedRecipe, load_recipe
+from mergekit3d.recipe.models import AdaptModel
+from mergekit3d.storage.lock import output_lock
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mergekit3d.adaptation import FusedWeights, SharedTensor
+
+DELTA = "mergekit3d.delta"
+"""Name under which the loop carries delta beside the network's tensors; it is never written into a checkpoint."""
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What an adaptation wrote.
+
+    Args:
+        ratios: ratios.json.
+        checkpoint: the fused network with the adapted private tensors.
+        log: learning curve, with the ratios' path.
+        picture: ratios by layer.
+        epochs: epochs trained.
+        best_epoch: the epoch whose ratios were kept, from 1.
+        validation_loss: at that epoch; None without validation subjects.
+        validation_dice: mean over regions at that epoch; None without validation subjects.
+        stopped: why it ended.
+        layers: the ratios of every layer.
+    """
+
+    ratios: Path
+    checkpoint: Path
+    log: Path
+    picture: Path
+    epochs: int
+    best_epoch: int
+    validation_loss: float | None
+    validation_dice: float | None
+    stopped: str
+    layers: Mapping[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        paths = {key: str(getattr(self, key)) for key in ("ratios", "checkpoint", "log", "picture")}
+        return {**vars(self), **paths, "layers": dict(self.layers)}
+
+    def lines(self) -> list[str]:
+        """Lines for people."""
+        dice = "" if self.validation_dice is None else f", validation Dice {self.validation_dice:.3f}"
+        return [f"{self.ratios}: {len(self.layers)} ratios a source, from epoch {self.best_epoch} of {self.epochs}{dice}; {self.stopped}"]
+
+
+def adapt(
+    recipe: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> AdaptResult:
+    """Learn the mixing ratios of a recipe.
+
+    Args:
+        recipe: YAML file with sources, their Fisher diagonals, and a target.
+        overrides: ``key.path=value`` each.
+        options: device, precision, seed, output folder.
+        reporter: where progress goes.
+
+    Returns:
+        Where ratios, checkpoint and log are, and how the adaptation ended.
+
+    Raises:
+        MergeKit3DError: problems of the recipe, its data or its checkpoints, all at once, before any work.
+
+    Source: MIDL 2019, adaptation stage: the target's loss is minimised over delta (eq. 3) and S together.
+    """
+    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+    return adapt_loaded(loaded, options=options, reporter=reporter)
+
+
+def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> AdaptResult:
+    """Learn the ratios of a recipe that is loaded already; see `adapt`."""
+    from mergekit3d.training.cohort import Stage, refuse_trained
+
+    out = loaded.out / "adapt"
+    refuse_trained(out, options)
+    cohort = open_cohort(loaded, loaded.recipe.target)
+    seed = loaded.recipe.seed if options.seed is None else options.seed
+    plan = plan_fusion(loaded, seed=seed, uniform=True)
+    if len(plan.sources) < 2:
+        raise RecipeError("one source has no ratios to learn", where="sources", wanted="two or more")
+    start = fusion_start(plan)
+    digests = [{"name": s.name, "checkpoint": s.checkpoint.digest, "fisher": None if s.fisher is None else s.fisher.digest} for s in plan.sources]
+    stage = Stage("adapt", loaded, cohort, loaded.recipe.adapt, start, out, seed, {"sources": digests})
+    with output_lock(out):
+        return _run(stage, plan, loaded.recipe.adapt, options=options, reporter=reporter)
+
+
+def _run(stage: Any, plan: FusionPlan, settings: AdaptModel, *, options: Options, reporter: Reporter) -> AdaptResult:
+    from mergekit3d.checkpoints import save_tensors
+    from mergekit3d.plots.ratios import ratios_figure, ratios_of
+    from mergekit3d.plots.style import save_figure
+    from mergekit3d.training.cohort import cpu_state, describe, fit_stage
+    from mergekit3d.training.devices import resolve_runtime
+    from mergekit3d.training.loop import Trainable
+
+    runtime = resolve_runtime(options.device, options.precision)
+    network = stage.start.build().to(runtime.device)
+    fused = fused_weights(network, plan, settings)
+    fused.fuse()
+    reporter.info(f"adapt: {describe(stage)}; {len(fused.groups)} ratios a source")
+    paths = {name: stage.out / name for name in ("ratios.json", "checkpoint.safetensors", "log.csv", "ratios.png")}
+    sources = tuple(source.name for source in plan.sources)
+
+    def state() -> dict[str, Tensor]:
+        fused.fuse()
+        return {**cpu_state(network), DELTA: fused.delta.detach().cpu().clone()}
+
+    def save(name: str, tensors: dict[str, Tensor]) -> None:
+        if name != "best":
+            return
+        ratios = Ratios(sources, plan.ratios.granularity, _rows(fused, tensors[DELTA]))
+        write_ratios(paths["ratios.json"], ratios)
+        kept = {key: value for key, value in tensors.items() if key != DELTA}
+        save_tensors(paths["checkpoint.safetensors"], kept, stage.metadata())
+
+    private = [parameter for name, parameter in network.named_parameters() if name not in shared_names(plan)]
+    trainable = Trainable(
+        network=network,
+        parameter_groups=[{"params": private}, {"params": [fused.delta], "lr": settings.ratio_learning_rate, "weight_decay": 0.0}],
+        before_forward=fused.fuse,
+        after_backward=fused.backward,
+        columns=lambda: _columns(fused, sources),
+        state=state,
+    )
+    result = fit_stage(stage, trainable, save, options=options, reporter=reporter)
+    content = _read_json(paths["ratios.json"])
+    save_figure(ratios_figure(ratios_of(content, paths["ratios.json"])), paths["ratios.png"])
+    return AdaptResult(
+        ratios=paths["ratios.json"],
+        checkpoint=paths["checkpoint.safetensors"],
+        log=paths["log.csv"],
+        picture=paths["ratios.png"],
+        epochs=result.epochs,
+        best_epoch=result.best_epoch,
+        validation_loss=result.best_validation_loss,
+        validation_dice=result.best_validation_dice,
+        stopped=result.stopped,
+        layers=content["layers"],
+    )
+
+
+def shared_names(plan: FusionPlan) -> set[str]:
+    """Names of the tensors that the ratios decide: P. What is expanded or random trains with S."""
+    return {tensor.entry.name for tensor in plan.tensors if tensor.outcome == FUSED}
+
+
+def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) -> FusedWeights:
+    """The network's shared parameters as a function of delta, with the ratios where the recipe starts them."""
+    from mergekit3d.adaptation import FusedWeights, inverse_trace_ratios
+
+    tensors = [_shared_tensor(plan, tensor.entry.name, tensor.group or "") for tensor in plan.tensors if tensor.outcome == FUSED]
+    groups = list(dict.fromkeys(tensor.group for tensor in tensors))
+    initial: dict[str, list[float]] = {}
+    if isinstance(settings.ratios, dict):
+        row = [float(settings.ratios.get(source.name, 0)) for source in plan.sources]
+        if len(settings.ratios) != len(row) or min(row) <= 0:
+            raise RecipeError("cannot start from these ratios", where="adapt.ratios", wanted="a ratio above 0 for each source")
+        initial = {group: row for group in groups}
+    if settings.normalise_fisher:
+        scales = inverse_trace_ratios(tensors)
+        uniform = [1 / len(plan.sources)] * len(plan.sources)
+        initial = {group: [a * b for a, b in zip(initial.get(group, uniform), scales.get(group, uniform), strict=True)] for group in groups}
+    return FusedWeights(network, tensors, by_kernel=plan.ratios.granularity == "kernel", initial_ratios=initial or None)
+
+
+def _shared_tensor(plan: FusionPlan, name: str, group: str) -> SharedTensor:
+    import torch
+
+    from mergekit3d.adaptation import SharedTensor
+    from mergekit3d.fusion_engine import widened
+
+    thetas = np.stack([widened(source.checkpoint.read(name)) for source in plan.sources])
+    fishers = None
+    if plan.method.uses_fisher:
+        fishers = torch.from_numpy(np.stack([widened(source.fisher.read(name)) for source in plan.sources if source.fisher is not None]))
+    return SharedTensor(name, group, torch.from_numpy(thetas), fishers)
+
+
+def _rows(fused: FusedWeights, delta: Tensor) -> dict[str, Any]:
+    """The ratios of a delta that was kept, by group."""
+    current = fused.delta.data
+    fused.delta.data = delta.to(current)
+    rows = fused.ratios_by_group()
+    fused.delta.data = current
+    return rows
+
+
+def _columns(fused: FusedWeights, sources: Sequence[str]) -> dict[str, float]:
+    """Columns of log.csv: the ratio of every layer and source (by kernel: its mean)."""
+    return {
+        f"ratio_{group}_{source}": float(np.mean(value))
+        for group, row in fused.ratios_by_group().items()
+        for source, value in zip(sources, row, strict=True)
+    }
+
+
+def _read_json(path: Path) -> Any:
+    import json
+
+    return json.loads(path.read_text(encoding="utf-8"))

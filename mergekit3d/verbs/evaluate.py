@@ -1,0 +1,199 @@
+"""``mergekit3d evaluate``: Dice and HD95 of every subject and region."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit3d.checkpoints import TaskSpec
+from mergekit3d.datasets import Dataset, Subject, find_dataset, select
+from mergekit3d.datasets.labels import output_set
+from mergekit3d.errors import InputError, ProblemCollector, UsageError
+from mergekit3d.metrics import SubjectMeasures, mean_over_regions, means_by_region, measure_subject
+from mergekit3d.options import DEFAULT_OPTIONS, Options
+from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.storage.atomic import refuse_existing
+from mergekit3d.storage.lock import output_lock
+from mergekit3d.summaries import write_metrics_csv, write_summary_json
+from mergekit3d.volumes.nifti import SUFFIXES, read_labels
+
+METRICS, SUMMARY = "metrics.csv", "summary.json"
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """What an evaluation found.
+
+    Args:
+        metrics: metrics.csv.
+        summary: summary.json.
+        subjects: number of subjects.
+        dice: mean over subjects by region; NaN values left out.
+        hd95: the same in mm.
+        mean_dice: mean of the regions' means.
+    """
+
+    metrics: Path
+    summary: Path
+    subjects: int
+    dice: Mapping[str, float]
+    hd95: Mapping[str, float]
+    mean_dice: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``; what is undefined is null."""
+        figures = {key: {region: _defined(value) for region, value in getattr(self, key).items()} for key in ("dice", "hd95")}
+        mean = _defined(self.mean_dice)
+        return {"metrics": str(self.metrics), "summary": str(self.summary), "subjects": self.subjects, **figures, "mean_dice": mean}
+
+    def lines(self) -> list[str]:
+        """A line a region for people."""
+        rows = [f"{region:<20} Dice {dice:.3f}  HD95 {self.hd95[region]:.1f} mm" for region, dice in self.dice.items()]
+        return [*rows, f"{'mean':<20} Dice {self.mean_dice:.3f}  ({self.subjects} subjects; {self.metrics})"]
+
+
+def evaluate(
+    checkpoint: Path | str | None = None,
+    data: Path | str | None = None,
+    pred: Path | str | None = None,
+    truth: Path | str | None = None,
+    *,
+    layout: str = "auto",
+    empty: str = "nnunet",
+    regions: str | Mapping[str, tuple[int, ...]] | None = None,
+    subjects_file: Path | None = None,
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> EvaluateResult:
+    """Evaluate a checkpoint on labelled subjects, or segmentations that are there already.
+
+    Args:
+        checkpoint: a network of mergekit3d.
+        data: folder of labelled subjects, for the checkpoint.
+        pred: folder of segmentations ``<subject>.nii.gz``, in place of checkpoint and data.
+        truth: their true labels: a folder of subjects in any layout, or of files of the same names.
+        layout: of the data or the truth.
+        empty: convention for empty regions: nnunet (NaN, left out) or brats (1, and 373.13 mm where missed).
+        regions: shipped set, or label ids by region; needed for pred and truth.
+        subjects_file: file of names, one a line: only these subjects.
+        options: device, precision; ``out`` is the folder to write to.
+        reporter: where progress goes.
+
+    Returns:
+        Mean figures, and where the tables are.
+
+    Raises:
+        MergeKit3DError: arguments that do not go together, or data that cannot be used.
+    """
+    from mergekit3d.datasets.split import read_names
+
+    names = None if subjects_file is None else read_names(Path(subjects_file))
+    if checkpoint is not None and data is not None and pred is None and truth is None:
+        from mergekit3d.prediction import load_predictor, measure_subjects
+
+        predictor = load_predictor(checkpoint, options)
+        out = options.out or Path(checkpoint).parent / "evaluation"
+        dataset = find_dataset(data, layout)
+        chosen = _chosen(select(dataset, predictor.task.modalities, need_labels=True), names)
+        rows = measure_subjects(predictor, dataset, chosen, convention=empty, reporter=reporter)
+    elif pred is not None and truth is not None and checkpoint is None and data is None:
+        out = options.out or Path(pred)
+        rows = _compare_folders(Path(pred), Path(truth), layout, _outputs(regions), names, empty)
+    else:
+        raise UsageError("evaluate needs a checkpoint and --data, or --pred and --truth", todo="for example: evaluate best.safetensors --data brats/")
+    return write_evaluation(out, rows, convention=empty, force=options.force)
+
+
+def write_evaluation(out: Path, rows: Iterator[SubjectMeasures], *, convention: str, force: bool) -> EvaluateResult:
+    """Write metrics.csv and summary.json once all subjects are measured.
+
+    Args:
+        out: the folder.
+        rows: measures of every subject.
+        convention: for empty regions, as measured.
+        force: write over existing tables.
+    """
+    for name in (METRICS, SUMMARY):
+        refuse_existing(out / name, force=force)
+    with output_lock(out):
+        subjects = list(rows)
+        flat = [row for subject in subjects for row in subject.rows]
+        write_metrics_csv(out / METRICS, flat)
+        write_summary_json(out / SUMMARY, subjects, convention=convention)
+    means = means_by_region(flat)
+    return EvaluateResult(
+        metrics=out / METRICS,
+        summary=out / SUMMARY,
+        subjects=len(subjects),
+        dice={region: mean.dice for region, mean in means.items()},
+        hd95={region: mean.hd95 for region, mean in means.items()},
+        mean_dice=mean_over_regions(flat).dice,
+    )
+
+
+def _compare_folders(
+    pred: Path, truth: Path, layout: str, outputs: dict[str, tuple[int, ...]], names: Sequence[str] | None, convention: str
+) -> Iterator[SubjectMeasures]:
+    from mergekit3d.prediction import truth_of
+    from mergekit3d.volumes.orientation import spacing_of
+    from mergekit3d.volumes.resample import same_grid
+
+    task = TaskSpec((), outputs)
+    predictions, truths = _label_files(pred), _truth_files(truth, layout)
+    if names is not None:
+        predictions = {name: predictions[name] for name in names if name in predictions}
+    problems = ProblemCollector()
+    for name in predictions:
+        if name not in truths:
+            problems.add(InputError("no true labels for a prediction", where=f"subject {name}", todo=f"add them to {truth}"))
+    if not predictions:
+        problems.add(InputError("no predictions", where=pred, wanted="<subject>.nii.gz"))
+    problems.raise_if_any()
+    for name, path in predictions.items():
+        predicted, reference = read_labels(path), read_labels(truths[name])
+        if not same_grid(predicted.data.shape, predicted.affine, reference.data.shape, reference.affine):
+            raise InputError("prediction and truth lie on different grids", where=f"subject {name}", wanted=reference.data.shape, found=predicted.data.shape)
+        masks = truth_of(predicted.data, task), truth_of(reference.data, task)
+        files = (path.name, truths[name].name)
+        yield measure_subject(name, *masks, spacing_of(reference.affine), convention=convention, files=files)
+
+
+def _truth_files(truth: Path, layout: str) -> dict[str, Path]:
+    files = _label_files(truth)
+    if files and layout == "auto":
+        return files
+    dataset: Dataset = find_dataset(truth, layout)
+    return {subject.name: subject.label for subject in dataset.subjects if subject.label is not None}
+
+
+def _label_files(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError("no such folder", where=folder)
+    found = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+        if suffix is not None and path.is_file():
+            found[path.name.removesuffix(suffix)] = path
+    return found
+
+
+def _outputs(regions: str | Mapping[str, tuple[int, ...]] | None) -> dict[str, tuple[int, ...]]:
+    if regions is None:
+        raise UsageError("evaluate needs the regions of the label maps", todo="pass --regions, for example brats or hcp-1-7")
+    return output_set(regions) if isinstance(regions, str) else dict(regions)
+
+
+def _chosen(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Subject]:
+    if names is None:
+        return list(subjects)
+    known = {subject.name: subject for subject in subjects}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError("unknown subjects", found=", ".join(unknown[:4]), todo=f"the data set has {len(known)} others")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _defined(value: float) -> float | None:
+    return None if value != value else value

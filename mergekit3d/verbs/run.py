@@ -1,0 +1,92 @@
+"""``mergekit3d run``: every step of a recipe that is out of date, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit3d.options import DEFAULT_OPTIONS, Options
+from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.recipe import LoadedRecipe, load_recipe
+from mergekit3d.steps import StepOutcome
+from mergekit3d.storage.lock import output_lock
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Args:
+        out: the recipe's output folder.
+        steps: every step, done or up to date.
+        report: report.html, where the recipe has test subjects.
+        tables: what to show on the screen.
+    """
+
+    out: Path
+    steps: tuple[StepOutcome, ...]
+    report: Path | None
+    tables: Sequence[Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        steps = [{"step": step.name, "done": step.done} for step in self.steps]
+        return {"out": str(self.out), "steps": steps, "report": None if self.report is None else str(self.report)}
+
+    def __rich__(self) -> Any:
+        """Tables like the paper's, then where the report is."""
+        from rich.console import Group
+        from rich.text import Text
+
+        done = sum(step.done for step in self.steps)
+        last = f"{self.out}: {done} steps done, {len(self.steps) - done} up to date"
+        return Group(*self.tables, Text(last if self.report is None else f"{last}; {self.report}"))
+
+
+def run(
+    recipe: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> RunResult:
+    """Carry out a recipe: train, Fisher, adapt, fuse, fine-tune, evaluate, compare, report; only what is out of date.
+
+    Args:
+        recipe: YAML file.
+        overrides: ``key.path=value`` each.
+        options: device, precision, seed, output folder; ``force`` repeats every step.
+        reporter: where progress goes.
+
+    Returns:
+        What was done, and the report.
+
+    Raises:
+        MergeKit3DError: problems of the recipe and its data before any work, or of a step.
+    """
+    return run_loaded(load_recipe(recipe, overrides=overrides, out=options.out), options=options, reporter=reporter)
+
+
+def run_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> RunResult:
+    """Carry out a recipe that is loaded already; see `run`."""
+    from mergekit3d.plan.whole import check_whole
+    from mergekit3d.steps import carry_out
+    from mergekit3d.study import Study
+
+    study = Study(loaded, options, reporter)
+    check_whole(loaded)
+    study.check()
+    with output_lock(loaded.out):
+        outcomes = carry_out(list(study.steps()), loaded.out, force=options.force, tell=reporter.info)
+        report, tables = None, []
+        if any(arm.metrics.exists() for arm in study.arms):
+            from mergekit3d.report.tables import print_tables
+            from mergekit3d.study_results import study_results
+            from mergekit3d.report.report import write_report
+
+            results = study_results(study)
+            report, tables = loaded.out / "report.html", list(print_tables(results))
+            write_report(results, report)
+    return RunResult(loaded.out, tuple(outcomes), report, tables)

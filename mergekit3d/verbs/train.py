@@ -1,0 +1,90 @@
+"""``mergekit3d train``: a source model, from random or from another source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mergekit3d.errors import RecipeError
+from mergekit3d.options import DEFAULT_OPTIONS, Options
+from mergekit3d.plan.network import Start, checkpoint_start, network_for, random_start
+from mergekit3d.plan.target import Cohort, open_cohort
+from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.recipe import LoadedRecipe, load_recipe
+from mergekit3d.recipe.models import TargetModel, TrainModel
+from mergekit3d.storage.lock import output_lock
+
+if TYPE_CHECKING:
+    from mergekit3d.training.cohort import TrainResult
+
+NONE = "none"
+
+
+def train(
+    recipe: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> TrainResult:
+    """Train a source model.
+
+    Args:
+        recipe: YAML file with target and train.
+        overrides: ``key.path=value`` each.
+        options: device, precision, seed, output folder.
+        reporter: where progress goes.
+
+    Returns:
+        Where the checkpoints and the log are, and how training ended.
+
+    Raises:
+        MergeKit3DError: problems of the recipe, its data or the initial checkpoint, before any work.
+    """
+    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+    if loaded.recipe.train is None:
+        raise RecipeError("the recipe trains nothing", where=loaded.path, wanted="train", todo="for example train: {init: none}")
+    return train_model(loaded, loaded.recipe.target, loaded.recipe.train, out=loaded.out / "train", options=options, reporter=reporter)
+
+
+def train_model(
+    loaded: LoadedRecipe,
+    target: TargetModel | None,
+    model: TrainModel,
+    *,
+    out: Path,
+    earlier: Mapping[str, Path] | None = None,
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> TrainResult:
+    """Train one model of a recipe.
+
+    Args:
+        loaded: the recipe.
+        target: the task to train on.
+        model: how to train.
+        out: folder for best, last, log and picture.
+        earlier: checkpoints that ``init`` may name.
+        options: device, precision, seed.
+        reporter: where progress goes.
+
+    Returns:
+        See `train`.
+    """
+    from mergekit3d.training.cohort import Stage, refuse_trained, run_stage
+
+    refuse_trained(out, options)
+    cohort = open_cohort(loaded, target)
+    seed = loaded.recipe.seed if options.seed is None else options.seed
+    start = start_of(loaded, cohort, model.init, earlier or {}, seed)
+    stage = Stage("train", loaded, cohort, model, start, out, seed)
+    with output_lock(out):
+        return run_stage(stage, options=options, reporter=reporter)
+
+
+def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, earlier: Mapping[str, Path], seed: int) -> Start:
+    """The network that ``train.init`` asks for: random, an earlier source's, or a file's."""
+    if init == NONE:
+        return random_start(network_for(loaded, cohort.task, None), seed)
+    return checkpoint_start(loaded, earlier.get(init, loaded.input_path(init)), cohort.task, seed)
