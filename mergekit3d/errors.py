@@ -6,6 +6,7 @@ An error is one line: what failed, where, wanted, found, what to do. They become
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class MergeKit3DError(Exception):
@@ -48,7 +49,23 @@ class MergeKit3DError(Exception):
             line += f": {', '.join(details)}"
         if self.todo is not None:
             line += f"; {self.todo}"
-        return " ".join(line.split())
+        return _printable(line)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _printable(line: str) -> str:
+    """One line without control characters: names of files and tensors come from outside."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in " ".join(line.split()))
+
+
+def _restore(kind: type[MergeKit3DError], args: tuple[Any, ...], state: dict[str, Any]) -> MergeKit3DError:
+    """Unpickle an error: worker processes hand theirs back, and keyword-only arguments are not in `args`."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(MergeKit3DError):
@@ -103,8 +120,9 @@ class Problems(MergeKit3DError):
     def __init__(self, problems: Sequence[MergeKit3DError]) -> None:
         self.problems = tuple(problems)
         codes = {problem.exit_code for problem in self.problems}
+        super().__init__(f"{len(self.problems)} problems")
         self.exit_code = codes.pop() if len(codes) == 1 else InputError.exit_code
-        Exception.__init__(self, "\n".join(str(problem) for problem in self.problems))
+        self.args = ("\n".join(str(problem) for problem in self.problems),)
 
 
 class ProblemCollector:

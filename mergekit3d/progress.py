@@ -6,7 +6,7 @@ reporter. Everything goes to standard error; results go to standard output.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, Self
 
 
 class Task(Protocol):
@@ -52,7 +52,7 @@ class Silent:
 
 
 class _SilentTask:
-    def __enter__(self) -> _SilentTask:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ from mergekit3d.errors import MergeKit3DError, OutputError, UsageError
 
 TEMPORARY_PREFIX = ".mergekit3d-"
 TEMPORARY_SUFFIX = ".tmp"
+_under_way: set[str] = set()
 
 
 @contextmanager
@@ -35,19 +36,23 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     target = Path(path)
     temporary: Path | None = None
     try:
-        target = target.resolve()
+        target = _resolved(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             raise OutputError("cannot write", where=path, wanted="a regular file", found="something else under that name")
         suffixes = "".join(target.suffixes[-2:])[-32:]
         temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}{suffixes}"
+        _under_way.add(temporary.name)
         yield temporary
         _commit(temporary, target)
     except OSError as error:
         raise output_error(error, path) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            # A failing disk refuses this too; the error under way says more.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            _under_way.discard(temporary.name)
 
 
 @contextmanager
@@ -95,36 +100,52 @@ def refuse_existing(path: Path | str, *, force: bool) -> None:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Remove temporary files that killed processes left in `folder`; those of living processes stay."""
+    """Remove temporary files that killed processes left in `folder`; what is being written now stays."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}*"):
         process = leftover.name.removeprefix(TEMPORARY_PREFIX).split("-", 1)[0]
-        if not (process.isdigit() and _is_alive(int(process))):
-            leftover.unlink(missing_ok=True)
+        if process.isdecimal() and not _is_being_written(leftover.name, int(process)):
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def _is_being_written(name: str, process: int) -> bool:
+    if process == os.getpid():
+        # In a container every run may have the same number, so that a killed one's would never be swept.
+        return name in _under_way
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
     return True
 
 
+def _resolved(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except RuntimeError as error:  # what Python before 3.13 raises for a loop of links
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from error
+
+
 def _commit(temporary: Path, target: Path) -> None:
     os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
-    descriptor = os.open(temporary, os.O_RDONLY)
+    _sync(temporary)
+    os.replace(temporary, target)
+    try:
+        _sync(target.parent)
+    except OSError as error:
+        # Folders that cannot be opened for reading, and file systems that cannot sync a folder: nothing more to be done.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.replace(temporary, target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _umask() -> int:

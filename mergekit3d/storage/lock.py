@@ -14,7 +14,9 @@ LOCK_NAME = ".mergekit3d.lock"
 
 @contextmanager
 def output_lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` (created where missing) for this process; a killed process frees it.
+    """Hold `folder` (created where missing) for this thread; a killed process frees it.
+
+    The thread that holds it may take it again: a command that runs others in one folder.
 
     Raises:
         LockedError: another run holds it.
@@ -24,7 +26,7 @@ def output_lock(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        lock = FileLock(folder.resolve() / LOCK_NAME, timeout=0, is_singleton=True)
         lock.acquire()
     except Timeout as error:
         raise LockedError("another run is writing here", where=folder, todo="wait for it, or pass another --out") from error
