@@ -1,0 +1,1 @@
+"""The command line of mergekit3d, installed as ``mergekit3d_cli``: parse, call one function of the library, print."""

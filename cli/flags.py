@@ -1,0 +1,117 @@
+"""The flags of the command line, one type each, and the values they are read into."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import typer
+
+from mergekit3d.errors import UsageError
+from mergekit3d.options import Options
+
+Value = TypeVar("Value")
+
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
+Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where it is fast.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Output folder or file.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the snapshot of an interrupted run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr; warnings and errors stay.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+RecipeFlag = Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe, a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe; may be given several times.")
+]
+Layout = Annotated[str, typer.Option(metavar="LAYOUT", help="Layout of the data: auto, hcp, brats2018 ...")]
+Regions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="SET|NAME=IDS", help="A shipped set (brats, hcp-1-7 ...), or one region, such as TC=1,4; repeat for more."),
+]
+SubjectsFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Only the subjects named in this file, one a line.")]
+Names = Annotated[str | None, typer.Option(metavar="A,B", help="What to call the files; told from their paths unless given.")]
+PatchSize = Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Patch size in voxels; one number for a cube.")]
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command talks."""
+
+    json: bool
+    quiet: bool
+    debug: bool
+
+
+def output_flags(*, json: Json = False, quiet: Quiet = False, debug: Debug = False) -> Output:
+    """The flags that every command has."""
+    return Output(json=json, quiet=quiet, debug=debug)
+
+
+def run_flags(
+    *,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = None,
+    out: Out = None,
+    force: Force = False,
+    resume: Resume = False,
+) -> Options:
+    """The flags that every long command has besides."""
+    if not re.fullmatch(r"auto|cpu|cuda|cuda:\d+|mps", device):
+        raise UsageError("unknown device", where="--device", wanted="auto, cpu, cuda, cuda:N or mps", found=device)
+    return Options(device=device, precision=precision, seed=seed, out=out, force=force, resume=resume)
+
+
+def needed(value: Value | None, command: str, what: str, *, example: str) -> Value:
+    """The value of a flag or argument that a command cannot do without.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    if value is None or value == []:
+        raise UsageError(f"{command} needs {what}", todo=f"for example: mergekit3d {example}")
+    return value
+
+
+def overrides_of(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """The values of ``--set``, each of the form KEY.PATH=VALUE."""
+    for text in texts or ():
+        if not re.match(r"[^=\s]+=", text):
+            raise UsageError("cannot read the override", where="--set", wanted="KEY.PATH=VALUE, such as finetune.epochs=100", found=text)
+    return tuple(texts or ())
+
+
+def names_of(text: str | None) -> tuple[str, ...] | None:
+    """Names separated by commas."""
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def size_of(text: str | None, flag: str) -> tuple[int, int, int] | None:
+    """Three voxel counts separated by commas; one number stands for a cube."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (1, 3):
+        raise UsageError("cannot read the size", where=flag, wanted="one or three whole numbers above 0, such as 64,64,48", found=text)
+    x, y, z = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    return x, y, z
+
+
+def regions_of(texts: Sequence[str] | None) -> str | Mapping[str, tuple[int, ...]] | None:
+    """The name of a shipped set of regions, or regions by name as label ids."""
+    if not texts:
+        return None
+    if len(texts) == 1 and "=" not in texts[0]:
+        return texts[0]
+    regions = {}
+    for text in texts:
+        name, _, ids = text.partition("=")
+        if not name.strip() or not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", ids, flags=re.ASCII):
+            raise UsageError("cannot read the region", where="--regions", wanted="one set, or NAME=IDS such as TC=1,4", found=text)
+        regions[name.strip()] = tuple(int(label) for label in ids.split(","))
+    return regions

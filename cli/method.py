@@ -1,0 +1,156 @@
+"""The commands of the method: train, fisher, fuse, adapt, finetune, and run for all of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+import mergekit3d
+from mergekit3d.errors import UsageError
+from mergekit3d.options import Options
+from mergekit3d.progress import Reporter
+
+from .console import Result
+from .flags import Layout, Overrides, PatchSize, RecipeFlag, SubjectsFile, names_of, needed, overrides_of, size_of
+
+RECIPE = "a recipe"
+
+
+def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+    """Train a source model, from random or another source.
+
+    Examples:
+
+      mergekit3d train --recipe m1.yaml
+
+      mergekit3d train --recipe m2.yaml --set train.epochs=100 --device cuda
+    """
+    recipe = needed(recipe, "train", RECIPE, example="train --recipe m1.yaml")
+    return mergekit3d.train(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+
+
+def fisher(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    *,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The data that the checkpoint was trained on.")] = None,
+    recipe: RecipeFlag = None,
+    overrides: Overrides = None,
+    estimator: Annotated[
+        Literal["sampled", "true"] | None,
+        typer.Option(metavar="sampled|true", help="Labels drawn from the model's own prediction (the default), or the true ones."),
+    ] = None,
+    draws: Annotated[int | None, typer.Option(metavar="N", min=1, help="Draws of the labels a subject.")] = None,
+    layout: Layout = "auto",
+    modalities: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Input channels by name, where the checkpoint does not say.")
+    ] = None,
+    regions: Annotated[
+        str | None,
+        typer.Option(metavar="SET", help="A shipped set (brats, hcp-1-7 ...), for true labels where the checkpoint does not say."),
+    ] = None,
+    max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most.")] = None,
+    subjects_file: SubjectsFile = None,
+    patch_size: PatchSize = None,
+    options: Options,
+    reporter: Reporter,
+) -> Result:
+    """Estimate the Fisher diagonal of a checkpoint or a recipe.
+
+    Of a recipe: of every source. It is written beside the checkpoint, as <stem>.fisher.safetensors, unless --out says otherwise.
+
+    Examples:
+
+      mergekit3d fisher m1.pt --data hcp/
+
+      mergekit3d fisher --recipe timm.yaml
+    """
+    flags: dict[str, Any] = {
+        "estimator": estimator,
+        "draws": draws,
+        "max_subjects": max_subjects,
+        "patch_size": size_of(patch_size, "--patch-size"),
+    }
+    flags = {key: value for key, value in flags.items() if value is not None}
+    if recipe is not None:
+        own = {
+            "a checkpoint": checkpoint,
+            "--data": data,
+            "--modalities": modalities,
+            "--regions": regions,
+            "--subjects-file": subjects_file,
+        }
+        _refuse_beside_recipe([flag for flag, value in own.items() if value is not None])
+        changes = tuple(f"fisher.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in flags.items())
+        return mergekit3d.fisher_sources(recipe, overrides=(*overrides_of(overrides), *changes), options=options, reporter=reporter)
+    if overrides:
+        raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
+    what, example = "a checkpoint and its data, or a recipe", "fisher m1.pt --data hcp/"
+    checkpoint = needed(checkpoint, "fisher", what, example=example)
+    data = needed(data, "fisher", what, example=example)
+    flags.update(layout=layout, modalities=names_of(modalities), regions=regions, subjects_file=subjects_file)
+    return mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter)
+
+
+def fuse(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+    """Fuse the sources of a recipe into one checkpoint.
+
+    Examples:
+
+      mergekit3d fuse --recipe timm.yaml
+
+      mergekit3d fuse --recipe timm.yaml --set merge.method=imm --set merge.ratios=uniform --set merge.out=imm.safetensors
+    """
+    recipe = needed(recipe, "fuse", RECIPE, example="fuse --recipe timm.yaml")
+    return mergekit3d.fuse(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+
+
+def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+    """Learn the mixing ratios on the target data (T-IMM).
+
+    The task-specific tensors are learned together with them.
+
+    Examples:
+
+      mergekit3d adapt --recipe timm.yaml
+    """
+    recipe = needed(recipe, "adapt", RECIPE, example="adapt --recipe timm.yaml")
+    return mergekit3d.adapt(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+
+
+def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+    """Train all weights on the target data, from any start.
+
+    The start is finetune.init of the recipe: none, a source, imm, timm or a checkpoint.
+
+    Examples:
+
+      mergekit3d finetune --recipe timm.yaml
+
+      mergekit3d finetune --recipe timm.yaml --set finetune.init=imm --out from_imm
+    """
+    recipe = needed(recipe, "finetune", "a recipe with a target to train on", example="finetune --recipe timm.yaml")
+    return mergekit3d.finetune(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+
+
+def run(
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", show_default=False)] = None,
+    *,
+    overrides: Overrides = None,
+    options: Options,
+    reporter: Reporter,
+) -> Result:
+    """Carry out every step of a recipe that is out of date.
+
+    Examples:
+
+      mergekit3d run timm.yaml
+    """
+    recipe = needed(recipe, "run", RECIPE, example="run timm.yaml")
+    return mergekit3d.run(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+
+
+def _refuse_beside_recipe(given: list[str]) -> None:
+    if given:
+        raise UsageError(f"{given[0]} and --recipe exclude each other", todo="the recipe says it all; change it with --set")

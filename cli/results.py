@@ -1,0 +1,196 @@
+"""The commands around the method: data to try it on, predictions, their evaluation, and the whole as a demo."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+import mergekit3d
+from mergekit3d.errors import UsageError
+from mergekit3d.options import Options
+from mergekit3d.progress import Reporter
+
+from .console import Result
+from .flags import Force, Layout, Names, Out, PatchSize, Regions, SubjectsFile, names_of, needed, regions_of, size_of
+
+
+def demo(*, options: Options, reporter: Reporter) -> Result:
+    """Show the whole method at work, without a download.
+
+    On generated data: M1, M2, Fisher, IMM, T-IMM, fine-tuning, forgetting.
+    Writes demo/report.html, and a table like the paper's on the screen; under 5 minutes on 2 cores.
+
+    Examples:
+
+      mergekit3d demo
+
+      mergekit3d demo --out /tmp/demo --force
+    """
+    out = options.out or Path("demo")
+    return mergekit3d.demo(out, options=replace(options, out=out), reporter=reporter)
+
+
+def phantom(
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
+    *,
+    layout: Annotated[
+        Literal["hcp", "brats"] | None, typer.Option(metavar="hcp|brats", help="14-class brains, or tumours with nested regions.")
+    ] = None,
+    subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many subjects.")] = None,
+    labels: Annotated[Path | None, typer.Option(metavar="DIR", help="Render from this folder of real label maps.")] = None,
+    spacing_mm: Annotated[float | None, typer.Option(metavar="MM", min=0.1, help="Edge of a voxel.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.")] = 0,
+    force: Force = False,
+    reporter: Reporter,
+) -> Result:
+    """Write generated subjects as NIfTI files in a real layout.
+
+    Examples:
+
+      mergekit3d phantom hcp/ --layout hcp --subjects 12
+
+      mergekit3d phantom brats/ --layout brats --subjects 20 --spacing-mm 3
+    """
+    example = "phantom hcp/ --layout hcp --subjects 12"
+    out = needed(out, "phantom", "a folder to write", example=example)
+    chosen: str = needed(layout, "phantom", "a layout", example=example)
+    subjects = needed(subjects, "phantom", "a number of subjects", example=example)
+    return mergekit3d.phantom(
+        out, layout=chosen, subjects=subjects, labels=labels, spacing_mm=spacing_mm, seed=seed, force=force, reporter=reporter
+    )
+
+
+def predict(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    *,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The subjects to segment.")] = None,
+    layout: Layout = "auto",
+    patch_size: PatchSize = None,
+    overlap: Annotated[float, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows.")] = 0.5,
+    mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")] = False,
+    options: Options,
+    reporter: Reporter,
+) -> Result:
+    """Segment subjects, each on its own grid.
+
+    Examples:
+
+      mergekit3d predict out/finetune/best.safetensors --data brats/ --out predictions/
+    """
+    example = "predict best.safetensors --data brats/ --out predictions/"
+    checkpoint = needed(checkpoint, "predict", "a checkpoint", example=example)
+    data = needed(data, "predict", "data", example=example)
+    out = needed(options.out, "predict", "an output folder", example=example)
+    window = size_of(patch_size, "--patch-size")
+    return mergekit3d.predict(
+        checkpoint, data, out, layout=layout, patch_size=window, overlap=overlap, mirror=mirror, options=options, reporter=reporter
+    )
+
+
+def evaluate(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    *,
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Labelled subjects, for CKPT.")] = None,
+    pred: Annotated[Path | None, typer.Option(metavar="DIR", help="Segmentations made before, in place of CKPT.")] = None,
+    truth: Annotated[Path | None, typer.Option(metavar="DIR", help="Their true labels.")] = None,
+    layout: Layout = "auto",
+    empty: Annotated[
+        Literal["nnunet", "brats"],
+        typer.Option(metavar="nnunet|brats", help="A region absent from both: NaN and left out of the mean, or Dice 1."),
+    ] = "nnunet",
+    regions: Regions = None,
+    subjects_file: SubjectsFile = None,
+    options: Options,
+    reporter: Reporter,
+) -> Result:
+    """Compute Dice and HD95 of each subject and region.
+
+    Of a checkpoint on labelled data, or of segmentations made before.
+
+    Examples:
+
+      mergekit3d evaluate best.safetensors --data brats/ --out evaluation/
+
+      mergekit3d evaluate --pred predictions/ --truth brats/ --regions brats
+    """
+    by_checkpoint = checkpoint is not None or data is not None
+    by_files = pred is not None or truth is not None
+    if by_checkpoint == by_files:
+        raise UsageError(
+            "evaluate needs a checkpoint with --data, or --pred with --truth",
+            todo="for example: mergekit3d evaluate best.safetensors --data brats/",
+        )
+    if by_checkpoint:
+        example = "evaluate best.safetensors --data brats/"
+        needed(checkpoint, "evaluate", "a checkpoint beside --data", example=example)
+        needed(data, "evaluate", "--data beside a checkpoint", example=example)
+    else:
+        example = "evaluate --pred predictions/ --truth brats/"
+        needed(pred, "evaluate", "--pred beside --truth", example=example)
+        needed(truth, "evaluate", "--truth beside --pred", example=example)
+    return mergekit3d.evaluate(
+        checkpoint,
+        data,
+        pred,
+        truth,
+        layout=layout,
+        empty=empty,
+        regions=regions_of(regions),
+        subjects_file=subjects_file,
+        options=options,
+        reporter=reporter,
+    )
+
+
+def compare(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="METRICS...", show_default=False)] = None,
+    *,
+    names: Names = None,
+    out: Out = None,
+    force: Force = False,
+    reporter: Reporter,
+) -> Result:
+    """Compare metrics.csv files subject by subject.
+
+    Means, paired differences to the first file, Wilcoxon p (the paper's Figure 4).
+
+    Examples:
+
+      mergekit3d compare timm/metrics.csv imm/metrics.csv none/metrics.csv
+    """
+    files = files or []
+    if len(files) < 2:
+        raise UsageError("compare needs two files or more", todo="for example: mergekit3d compare timm/metrics.csv imm/metrics.csv")
+    return mergekit3d.compare(files, names=names_of(names), out=out, force=force, reporter=reporter)
+
+
+def plot(
+    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", show_default=False)] = None,
+    *,
+    image: Annotated[Path | None, typer.Option(metavar="FILE", help="What segmentations lie over.")] = None,
+    truth: Annotated[Path | None, typer.Option(metavar="FILE", help="The true labels of segmentations.")] = None,
+    regions: Regions = None,
+    names: Names = None,
+    out: Out = None,
+    force: Force = False,
+    reporter: Reporter,
+) -> Result:
+    """Draw ratios, learning curves, or predictions beside the truth.
+
+    Several logs are overlaid; several segmentations of one subject stand side by side.
+
+    Examples:
+
+      mergekit3d plot out/adapt/ratios.json --out ratios.svg
+
+      mergekit3d plot imm/log.csv timm/log.csv --names IMM,T-IMM --out curves.png
+
+      mergekit3d plot imm/s01.nii.gz timm/s01.nii.gz --image s01_flair.nii.gz --truth s01_seg.nii.gz --regions brats
+    """
+    files = needed(files, "plot", "a file", example="plot out/adapt/ratios.json")
+    return mergekit3d.plot(
+        files, out=out, image=image, truth=truth, regions=regions_of(regions), names=names_of(names), force=force, reporter=reporter
+    )

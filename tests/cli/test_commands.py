@@ -1,0 +1,264 @@
+"""Each command calls one function of the library with what was parsed, or says in one line what it needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mergekit3d.options import Options
+
+EVERY_COMMAND = (
+    "demo", "phantom", "inspect", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare", "plot", "run",
+    "verify", "schema", "methods",
+)  # fmt: skip
+
+
+EVALUATE_NEEDS = (
+    "evaluate needs a checkpoint with --data, or --pred with --truth; for example: mergekit3d evaluate best.safetensors --data brats/"
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], "train needs a recipe; for example: mergekit3d train --recipe m1.yaml"),
+        (["fisher"], "fisher needs a checkpoint and its data, or a recipe; for example: mergekit3d fisher m1.pt --data hcp/"),
+        (["fisher", "m1.pt"], "fisher needs a checkpoint and its data, or a recipe; for example: mergekit3d fisher m1.pt --data hcp/"),
+        (
+            ["fisher", "m1.pt", "--recipe", "r"],
+            "a checkpoint and --recipe exclude each other; the recipe says it all; change it with --set",
+        ),
+        (["fisher", "m1.pt", "--set", "a=1"], "--set overrides keys of a recipe; pass --recipe, or leave --set out"),
+        (["fuse"], "fuse needs a recipe; for example: mergekit3d fuse --recipe timm.yaml"),
+        (["adapt"], "adapt needs a recipe; for example: mergekit3d adapt --recipe timm.yaml"),
+        (["finetune"], "finetune needs a recipe with a target to train on; for example: mergekit3d finetune --recipe timm.yaml"),
+        (["run"], "run needs a recipe; for example: mergekit3d run timm.yaml"),
+        (["phantom"], "phantom needs a folder to write; for example: mergekit3d phantom hcp/ --layout hcp --subjects 12"),
+        (["phantom", "x"], "phantom needs a layout; for example: mergekit3d phantom hcp/ --layout hcp --subjects 12"),
+        (
+            ["predict", "best.pt", "--data", "brats"],
+            "predict needs an output folder; for example: mergekit3d predict best.safetensors --data brats/ --out predictions/",
+        ),
+        (["evaluate"], EVALUATE_NEEDS),
+        (["evaluate", "best.pt", "--truth", "brats"], EVALUATE_NEEDS),
+        (
+            ["evaluate", "--pred", "p"],
+            "evaluate needs --truth beside --pred; for example: mergekit3d evaluate --pred predictions/ --truth brats/",
+        ),
+        (["compare", "a.csv"], "compare needs two files or more; for example: mergekit3d compare timm/metrics.csv imm/metrics.csv"),
+        (["plot"], "plot needs a file; for example: mergekit3d plot out/adapt/ratios.json"),
+        (["inspect"], "inspect needs checkpoints or a recipe; for example: mergekit3d inspect m1.pt m2.pt"),
+        (["verify"], "verify needs a file; for example: mergekit3d verify fused.safetensors"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_is_missing_is_said_in_one_line_with_an_example(mergekit, arguments, said):
+    """Exit code 2, one line, an example to copy."""
+    outcome = mergekit(*arguments)
+
+    assert 2 == outcome.exit_code
+    assert f"error: {said}\n" == outcome.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "fuse", "adapt", "finetune"])
+def test_recipe_commands_pass_recipe_overrides_and_options(mergekit, fake, command):
+    """The flags that all long commands share arrive as one value; --set may be repeated and hold any value."""
+    seen = fake(command)
+
+    outcome = mergekit(
+        command, "--recipe", "r.yaml", "--set", "merge.ratios={m1: 0.3}", "--set", "name=a=b", "--device", "cuda:1",
+        "--precision", "fp32", "--seed", 7, "--out", "somewhere", "--force", "--resume",
+    )  # fmt: skip
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    assert (Path("r.yaml"),) == seen["arguments"]
+    assert ("merge.ratios={m1: 0.3}", "name=a=b") == seen["overrides"]
+    assert Options(device="cuda:1", precision="fp32", seed=7, out=Path("somewhere"), force=True, resume=True) == seen["options"]
+    assert {"arguments", "overrides", "options", "reporter"} == set(seen)
+
+
+def test_flags_left_out_are_the_defaults_of_the_library(mergekit, fake):
+    """No flag, no difference from a call in Python."""
+    seen = fake("fuse")
+    mergekit("fuse", "--recipe", "r.yaml")
+
+    assert Options() == seen["options"]
+    assert () == seen["overrides"]
+
+
+def test_run_takes_its_recipe_as_an_argument(mergekit, fake):
+    """As a user would say it."""
+    seen = fake("run")
+
+    assert 0 == mergekit("run", "r.yaml", "--set", "seed=1").exit_code
+    assert (Path("r.yaml"),) == seen["arguments"]
+    assert ("seed=1",) == seen["overrides"]
+
+
+def test_fisher_of_a_checkpoint(mergekit, fake):
+    """Flags that were not given are left to the library."""
+    seen = fake("fisher")
+
+    assert 0 == mergekit("fisher", "m1.pt", "--data", "hcp").exit_code
+    assert (Path("m1.pt"), Path("hcp")) == seen["arguments"]
+    assert {
+        "arguments", "layout", "modalities", "regions", "subjects_file", "options", "reporter"
+    } == set(seen)  # fmt: skip
+    assert "auto" == seen["layout"]
+
+
+def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
+    """Lists and sizes arrive parsed."""
+    seen = fake("fisher")
+
+    outcome = mergekit(
+        "fisher", "m1.pt", "--data", "hcp", "--estimator", "true", "--draws", 4, "--layout", "hcp", "--modalities", "t1, t2",
+        "--regions", "hcp-1-7", "--max-subjects", 3, "--subjects-file", "names.txt", "--patch-size", "64,64,48",
+    )  # fmt: skip
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    assert "true" == seen["estimator"]
+    assert 4 == seen["draws"]
+    assert ("t1", "t2") == seen["modalities"]
+    assert "hcp-1-7" == seen["regions"]
+    assert 3 == seen["max_subjects"]
+    assert Path("names.txt") == seen["subjects_file"]
+    assert (64, 64, 48) == seen["patch_size"]
+
+
+def test_fisher_of_a_recipe_turns_its_flags_into_overrides(mergekit, fake):
+    """A flag beats the recipe, and --set as well."""
+    seen = fake("fisher_sources")
+
+    outcome = mergekit("fisher", "--recipe", "r.yaml", "--set", "fisher.draws=2", "--draws", 4, "--estimator", "true", "--patch-size", "64")
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    assert (Path("r.yaml"),) == seen["arguments"]
+    assert ("fisher.draws=2", "fisher.estimator=true", "fisher.draws=4", "fisher.patch_size=[64, 64, 64]") == seen["overrides"]
+
+
+def test_demo_writes_to_demo_unless_told_otherwise(mergekit, fake):
+    """The folder is both the argument and the option, so that nothing can disagree."""
+    seen = fake("demo")
+
+    assert 0 == mergekit("demo").exit_code
+    assert (Path("demo"),) == seen["arguments"]
+    assert Path("demo") == seen["options"].out
+    mergekit("demo", "--out", "elsewhere")
+    assert (Path("elsewhere"),) == seen["arguments"]
+
+
+def test_phantom(mergekit, fake):
+    """Every flag arrives under its name."""
+    seen = fake("phantom")
+
+    outcome = mergekit(
+        "phantom", "out", "--layout", "brats", "--subjects", 3, "--labels", "maps", "--spacing-mm", 2.5, "--seed", 1, "--force"
+    )
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    del seen["reporter"]
+    expected = {"layout": "brats", "subjects": 3, "labels": Path("maps"), "spacing_mm": 2.5, "seed": 1, "force": True}
+    assert expected | {"arguments": (Path("out"),)} == seen
+
+
+def test_predict(mergekit, fake):
+    """Checkpoint, data and output folder in this order."""
+    seen = fake("predict")
+
+    outcome = mergekit("predict", "best.pt", "--data", "brats", "--out", "predictions", "--patch-size", "64", "--overlap", 0.25, "--mirror")
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    assert (Path("best.pt"), Path("brats"), Path("predictions")) == seen["arguments"]
+    assert ("auto", (64, 64, 64), 0.25, True) == tuple(seen[key] for key in ("layout", "patch_size", "overlap", "mirror"))
+
+
+def test_evaluate_a_checkpoint(mergekit, fake):
+    """A checkpoint with its data; nnU-Net's convention unless told otherwise."""
+    seen = fake("evaluate")
+
+    assert 0 == mergekit("evaluate", "best.pt", "--data", "brats").exit_code
+    assert (Path("best.pt"), Path("brats"), None, None) == seen["arguments"]
+    assert ("nnunet", None) == (seen["empty"], seen["regions"])
+
+
+def test_evaluate_segmentations(mergekit, fake):
+    """Segmentations with their truth, with a shipped set of regions."""
+    seen = fake("evaluate")
+
+    outcome = mergekit(
+        "evaluate", "--pred", "p", "--truth", "t", "--empty", "brats", "--layout", "brats", "--regions", "ET=4", "--regions", "TC=1,4",
+        "--subjects-file", "names.txt",
+    )  # fmt: skip
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    assert (None, None, Path("p"), Path("t")) == seen["arguments"]
+    assert ("brats", "brats", Path("names.txt")) == (seen["empty"], seen["layout"], seen["subjects_file"])
+    assert {"ET": (4,), "TC": (1, 4)} == seen["regions"]
+
+
+def test_compare(mergekit, fake):
+    """Files in the order given, with the names to call them."""
+    seen = fake("compare")
+
+    assert 0 == mergekit("compare", "a.csv", "b.csv", "--names", "T-IMM,IMM", "--out", "o", "--force").exit_code
+    assert ([Path("a.csv"), Path("b.csv")],) == seen["arguments"]
+    assert (("T-IMM", "IMM"), Path("o"), True) == (seen["names"], seen["out"], seen["force"])
+
+
+def test_plot(mergekit, fake):
+    """One file, or several with what they lie over."""
+    seen = fake("plot")
+
+    assert 0 == mergekit("plot", "ratios.json").exit_code
+    assert ([Path("ratios.json")],) == seen["arguments"]
+    assert {None} == {seen[key] for key in ("out", "image", "truth", "regions", "names")}
+    assert 0 == mergekit("plot", "a.nii", "b.nii", "--image", "i.nii", "--truth", "t.nii", "--regions", "brats", "--names", "A,B").exit_code
+    assert ([Path("a.nii"), Path("b.nii")],) == seen["arguments"]
+    assert (Path("i.nii"), Path("t.nii"), "brats", ("A", "B")) == tuple(seen[key] for key in ("image", "truth", "regions", "names"))
+
+
+def test_verify(mergekit, fake):
+    """A file."""
+    seen = fake("verify")
+
+    assert 0 == mergekit("verify", "a.pt").exit_code
+    assert (Path("a.pt"),) == seen["arguments"]
+
+
+def test_inspect(mergekit, fake):
+    """Checkpoints, a recipe, or both."""
+    seen = fake("inspect")
+
+    assert 0 == mergekit("inspect", "a.pt", "b.pt", "--values").exit_code
+    assert ([Path("a.pt"), Path("b.pt")],) == seen["arguments"]
+    assert (None, (), True) == (seen["recipe"], seen["overrides"], seen["values"])
+    assert 0 == mergekit("inspect", "--recipe", "r.yaml", "--set", "seed=1").exit_code
+    assert ([], Path("r.yaml"), ("seed=1",)) == (seen["arguments"][0], seen["recipe"], seen["overrides"])
+
+
+def test_methods_are_listed_with_their_references(mergekit, fake):
+    """Two lines a method; an object by name as JSON."""
+    fake("methods", returns=[("imm", "Fisher-weighted mean", "Lee 2017"), ("linear", "weighted mean", "folklore")])
+
+    assert "imm     Fisher-weighted mean\n        Lee 2017\nlinear  weighted mean\n        folklore\n" == mergekit("methods").stdout
+    assert '"imm": {"summary": "Fisher-weighted mean", "reference": "Lee 2017"}' in mergekit("methods", "--json").stdout
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_help_of_every_command_has_an_example_and_the_common_flags(mergekit, command):
+    """Examples to copy; --json, --quiet and --debug everywhere."""
+    said = mergekit(command, "--help").stdout
+
+    assert "Examples:" in said
+    assert f"    mergekit3d {command}" in said
+    assert all(flag in said for flag in ("--json", "--quiet", "--debug"))
+
+
+def test_help_lists_every_command_with_a_whole_sentence(mergekit):
+    """No summary is cut off at 80 columns."""
+    listing = mergekit("--help").stdout.split("Commands:\n")[1].splitlines()
+
+    assert list(EVERY_COMMAND) == [line.split()[0] for line in listing]
+    assert all(line.endswith(".") and not line.endswith("...") for line in listing)

@@ -1,0 +1,57 @@
+"""Values of flags are read strictly, and what cannot be read is shown beside what was wanted."""
+
+from __future__ import annotations
+
+import pytest
+
+from mergekit3d.errors import UsageError
+from mergekit3d_cli.flags import names_of, overrides_of, regions_of, size_of
+
+
+@pytest.mark.parametrize(("expected", "text"), [(None, None), ((64, 64, 64), "64"), ((64, 64, 48), "64, 64,48")])
+def test_size_is_three_numbers_or_a_cube(expected, text):
+    """One number stands for three."""
+    assert expected == size_of(text, "--patch-size")
+
+
+@pytest.mark.parametrize("text", ["", "64,64", "0,1,2", "a", "-1", "1.5", "1,2,3,4", "²"])
+def test_other_sizes_are_refused(text):
+    """Two numbers, zero, fractions and words."""
+    with pytest.raises(UsageError, match="cannot read the size: --patch-size: wanted one or three whole numbers"):
+        size_of(text, "--patch-size")
+
+
+@pytest.mark.parametrize(
+    ("expected", "texts"),
+    [
+        (None, None),
+        (None, []),
+        ("hcp-1-7", ["hcp-1-7"]),
+        ({"ET": (4,)}, ["ET=4"]),
+        ({"ET": (4,), "TC": (1, 4)}, ["ET=4", "TC= 1, 4"]),
+    ],
+)
+def test_regions_are_a_set_or_names_with_ids(expected, texts):
+    """A name alone is a shipped set."""
+    assert expected == regions_of(texts)
+
+
+@pytest.mark.parametrize("texts", [["brats", "ET=4"], ["ET="], ["=4"], ["ET=a"], ["ET=1;2"], ["ET=-1"]])
+def test_other_regions_are_refused(texts):
+    """A set beside a region, no ids, no name, ids that are no numbers."""
+    with pytest.raises(UsageError, match="cannot read the region"):
+        regions_of(texts)
+
+
+def test_overrides_need_a_key_and_an_equals_sign():
+    """The value may be empty or hold further signs."""
+    assert ("a.b=1", "c=", "d=x=y") == overrides_of(["a.b=1", "c=", "d=x=y"])
+    for text in ("a.b", "=1", "a b=1"):
+        with pytest.raises(UsageError, match=r"wanted KEY\.PATH=VALUE"):
+            overrides_of([text])
+
+
+def test_names_are_separated_by_commas():
+    """Spaces around a name do not belong to it."""
+    assert ("t1", "t1ce") == names_of("t1, t1ce,")
+    assert names_of(None) is None
