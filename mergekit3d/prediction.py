@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, load_tensors, open_checkpoint
 from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.labels import decode, encode
@@ -18,7 +18,6 @@ from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import SubjectMeasures, measure_subject
 from mergekit3d.options import Options
-from mergekit3d.plan.sources import network_of
 from mergekit3d.progress import Reporter
 from mergekit3d.volumes.orientation import spacing_of
 

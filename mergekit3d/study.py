@@ -289,7 +289,7 @@ class Study:
                 label("compare", group[0], with_initialisation=False),
                 (folder / "compare.json", folder / "compare.png"),
                 lambda: files_identity(metrics),
-                lambda: compare(metrics, out=folder / "compare.json", reporter=self.reporter),
+                lambda: compare(metrics, out=folder, names=[arm.initialisation for arm in _winner_first(group)], force=True, reporter=self.reporter),
             )
         if study.forgetting and any(self._has_test(source.target) for source in self.loaded.recipe.sources):
             merged = [arm for arm in group if arm.initialisation in (IMM, TIMM)]

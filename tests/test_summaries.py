@@ -73,7 +73,9 @@ def test_missing_metrics_csv_and_folders_are_told_apart(tmp_path):
 def test_summary_json_has_nnunets_keys_and_states_its_convention(tmp_path):
     """Means over subjects by region, their mean, every case with file names, NaN as null."""
     subjects = [
-        SubjectMeasures("a", (SubjectMetrics("a", "ET", 0.5, 2.0),), (Counts(2, 2, 2, 10),), "/data/CANARY/a.nii.gz", "/data/CANARY/a_seg.nii.gz"),
+        SubjectMeasures(
+            "a", (SubjectMetrics("a", "ET", 0.5, 2.0),), (Counts(2, 2, 2, 10),), "/data/CANARY/a.nii.gz", "/data/CANARY/a_seg.nii.gz"
+        ),
         SubjectMeasures("b", (SubjectMetrics("b", "ET", math.nan, math.nan),), (Counts(0, 0, 0, 16),), "b.nii.gz", "b_seg.nii.gz"),
     ]
     write_summary_json(tmp_path / "summary.json", subjects, convention="nnunet")

@@ -19,7 +19,9 @@ def test_csv_with_a_column_twice_is_refused(tmp_path):
         read_csv(tmp_path / "a.csv", "the table", ("x",))
 
 
-@pytest.mark.parametrize(("text", "found"), [("{", "wanted JSON"), ("[1]", "wanted a JSON object, found a list"), ("[" * 100_000, "wanted JSON")])
+@pytest.mark.parametrize(
+    ("text", "found"), [("{", "wanted JSON"), ("[1]", "wanted a JSON object, found a list"), ("[" * 100_000, "wanted JSON")]
+)
 def test_bad_json_is_told_in_one_line(tmp_path, text, found):
     """Broken, of another kind, or nested without end."""
     (tmp_path / "a.json").write_text(text)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mergekit3d.checkpoints.checkpoint import Checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.partitions import Partitions, kinds, layer_of
 from mergekit3d.registry import Registry, did_you_mean
@@ -110,6 +111,13 @@ def infer_network(shapes: Shapes) -> NetworkSpec | None:
         if spec is not None:
             return spec
     return None
+
+
+def network_of(checkpoint: Checkpoint) -> NetworkSpec | None:
+    """The network of a checkpoint: from its metadata, else told from its tensors, else None."""
+    if checkpoint.metadata is not None and checkpoint.metadata.architecture is not None:
+        return NetworkSpec.from_json(checkpoint.metadata.architecture)
+    return infer_network(checkpoint.shapes)
 
 
 def check_shapes(spec: NetworkSpec, shapes: Shapes, where: object) -> None:

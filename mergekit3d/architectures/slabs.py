@@ -45,6 +45,8 @@ def use_fast_cpu_convolutions(network: nn.Module) -> list[nn.Conv3d]:
     Returns:
         The modules that were changed: those that are a `torch.nn.Conv3d` and no subclass of it.
     """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return []
     changed = [module for module in network.modules() if type(module) is nn.Conv3d]
     for module in changed:
         module.__class__ = SlabConv3d
@@ -57,13 +59,14 @@ class SlabConv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002  torch's name
         if self.padding_mode == "zeros" and isinstance(self.padding, tuple) and self.groups == 1 and _pays(input, weight, self):
             return slab_convolution(input, weight, bias, self.stride, self.padding, self.dilation)
-        return super()._conv_forward(input, weight, bias)
+        result: Tensor = super()._conv_forward(input, weight, bias)
+        return result
 
 
 def _pays(x: Tensor, weight: Tensor, module: nn.Conv3d) -> bool:
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
     # Kernels of one voxel are a matrix product in either path.
-    if plain or x.ndim != 5 or max(module.kernel_size) == 1 or not x.is_contiguous() or not torch.backends.mkldnn.is_available():
+    if plain or x.ndim != 5 or max(module.kernel_size) == 1 or not x.is_contiguous():
         return False
     rows = _rows_out(x.shape[2], weight.shape[2], module.stride[0], int(module.padding[0]), module.dilation[0])
     return rows >= SMALLEST_DEPTH and (x.shape[0] == 1 or torch.backends.cpu.get_cpu_capability() == "AVX2")

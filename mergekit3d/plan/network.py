@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_shapes
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.fusion_engine import tensor_values
 from mergekit3d.merging.partitions import kinds
 from mergekit3d.plan.fusion import FusionPlan
-from mergekit3d.plan.sources import network_of
 from mergekit3d.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:

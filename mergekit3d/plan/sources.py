@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, infer_network
+from mergekit3d.architectures import NetworkSpec, network_of
 from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.recipe.load import LoadedRecipe
@@ -133,13 +133,6 @@ def check_one_network(sources: Sequence[Source]) -> None:
                 )
             )
     problems.raise_if_any()
-
-
-def network_of(checkpoint: Checkpoint) -> NetworkSpec | None:
-    """The network of a checkpoint: from its metadata, else told from its tensors, else None."""
-    if checkpoint.metadata is not None and checkpoint.metadata.architecture is not None:
-        return NetworkSpec.from_json(checkpoint.metadata.architecture)
-    return infer_network(checkpoint.shapes)
 
 
 def _task_of(checkpoint: Checkpoint) -> TaskSpec | None:

@@ -104,9 +104,9 @@ def _draw_dice(axes: Axes, logs: Mapping[str, TrainingLog], colours: Mapping[str
             for (region, values), colour in zip(log.regions.items(), _region_colours(len(log.regions)), strict=True):
                 _plot(axes, log, values, colour, label=region, linewidth=1.2)
             _plot(axes, log, log.get("validation_dice"), style.INK, label="mean", linewidth=style.EMPHASIS)
-            if len(axes.lines) <= FEW_REGIONS + 1:
+            if 0 < len(axes.lines) <= FEW_REGIONS + 1:
                 axes.legend(loc="best", ncols=2)
-            else:
+            elif axes.lines:
                 axes.figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         else:
             _plot(axes, log, log.get("validation_dice"), colours[name])

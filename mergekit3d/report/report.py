@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d import __version__
-from mergekit3d.metrics import CONVENTIONS, HD95_DEFINITION
+from mergekit3d.metrics import CONVENTIONS, HD95_DEFINITION, check_convention
 from mergekit3d.report import charts, tables
 from mergekit3d.report.answer import answer
 from mergekit3d.report.results import StudyResults
@@ -57,7 +57,7 @@ def _content(results: StudyResults) -> dict[str, Any]:
         "curves": charts.curve_charts(results),
         "forgetting": tables.forgetting_table(results),
         "fusions": fusions,
-        "convention": (results.convention, CONVENTIONS[results.convention]),
+        "convention": (results.convention, CONVENTIONS[check_convention(results.convention)]),
         "hd95": HD95_DEFINITION,
         "version": __version__,
     }

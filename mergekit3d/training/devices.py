@@ -14,7 +14,6 @@ from mergekit3d.registry import did_you_mean
 if TYPE_CHECKING:
     import torch
 
-DEVICES = ("auto", "cpu", "cuda", "cuda:N", "mps")
 PRECISIONS = ("auto", "fp32", "bf16")
 
 FAST_BF16_CAPABILITY = (8, 0)
@@ -67,8 +66,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     numbered = re.fullmatch(r"cuda(?::(\d+))?", name)
-    if numbered is None and name not in DEVICES:
-        raise UsageError(f"unknown device {name!r}", todo=did_you_mean(name, DEVICES))
+    if numbered is None and name not in ("cpu", "mps"):
+        raise UsageError(f"unknown device {name!r}", todo="known: auto, cpu, cuda, cuda:N, mps")
     if numbered is not None:
         count, index = torch.cuda.device_count() if torch.cuda.is_available() else 0, int(numbered.group(1) or 0)
         if index >= count:

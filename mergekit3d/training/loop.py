@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -238,7 +238,8 @@ class _Loop:
         self.network.train()
         set_rate(self.optimizer, self.schedule(progress.epoch, settings, progress.convergence))
         batches = itertools.islice(self.data.train(progress.epoch), progress.step * settings.accumulate, None)
-        with closing(_prefetched(batches, settings.accumulate)) as groups:
+        groups = cast("Generator[list[Batch], None, None]", prefetch(_groups(batches, settings.accumulate), PREFETCH_STEPS))
+        with closing(groups):
             for group in groups:
                 progress.losses.append(self._step(group))
                 progress.step += 1
@@ -363,12 +364,8 @@ def step_seed(seed: int, epoch: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _prefetched(batches: Iterable[Batch], accumulate: int) -> Generator[list[Batch], None, None]:
-    """Batches in groups that make one step, made ahead; the last group may be smaller."""
-
-    def groups() -> Iterator[list[Batch]]:
-        iterator = iter(batches)
-        while group := list(itertools.islice(iterator, accumulate)):
-            yield group
-
-    yield from prefetch(groups(), PREFETCH_STEPS)
+def _groups(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    """Batches in groups that make one step; the last group may be smaller."""
+    iterator = iter(batches)
+    while group := list(itertools.islice(iterator, size)):
+        yield group

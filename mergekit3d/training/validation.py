@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from math import isnan, nan
+from typing import cast
 
 import torch
 from torch import nn
@@ -64,8 +66,9 @@ def validate(
     """
     network.eval()
     losses, dice = [], []
-    with torch.no_grad():
-        for batch in prefetch(batches):
+    waiting = cast("Generator[Batch, None, None]", prefetch(batches))
+    with closing(waiting), torch.no_grad():
+        for batch in waiting:
             assert batch.targets is not None
             x, y, z = batch.shapes[0]
             logits = volume_logits(network, batch.images.to(runtime.device), runtime=runtime, patch_size=patch_size, multiple_of=1)

@@ -69,8 +69,8 @@ def names_of(files: Sequence[Path]) -> list[str]:
         raise UsageError(
             "a file is given twice", where=next(file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1)
         )
-    parts = [_without_common_names((*path.parts[1:-1], path.stem)) for path in paths]
-    while all(len(of_file) > 1 for of_file in parts) and len({of_file[-1] for of_file in parts}) == 1:
+    parts = [_without_common_names((*path.parts[1:-1], path.name.removesuffix(".gz").rpartition(".")[0])) for path in paths]
+    while len(parts) > 1 and all(len(of_file) > 1 for of_file in parts) and len({of_file[-1] for of_file in parts}) == 1:
         parts = [of_file[:-1] for of_file in parts]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(of_file[-length:]) for of_file in parts]

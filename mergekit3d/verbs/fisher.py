@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import architecture, build_network, check_shapes
+from mergekit3d.architectures import architecture, build_network, check_shapes, network_of
 from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint, save_tensors
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import InputError, RecipeError, UsageError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
-from mergekit3d.plan.sources import network_of
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe.load import LoadedRecipe, fisher_beside, load_recipe
 from mergekit3d.recipe.models import FisherModel, SourceModel

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.architectures import architecture, norms_and_last_layer
+from mergekit3d.architectures import architecture, network_of, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, open_checkpoint
 from mergekit3d.errors import MergeKit3DError, ProblemCollector
 from mergekit3d.merging.partitions import SHARED, assign, layer_of
-from mergekit3d.plan.sources import network_of
 
 
 @dataclass(frozen=True)

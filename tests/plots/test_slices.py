@@ -33,7 +33,7 @@ def test_columns_are_image_truth_and_predictions_with_their_dice():
 
 
 def test_the_view_is_radiological():
-    """The patient's right is on the left of axial and coronal slices, anterior on the left of sagittal ones, superior up; letters say so."""
+    """The patient's right is on the left (axial, coronal), anterior on the left (sagittal), superior is up; letters say so."""
     image, lesion = subject()
     figure = slices_figure(image, lesion, {}, ["ET"])
     axial, coronal, sagittal = pictures(figure)[::2]
@@ -41,7 +41,9 @@ def test_the_view_is_radiological():
         rows, columns = np.nonzero(picture == 2)
         assert rows.mean() > (picture.shape[0] - 1) / 2
         assert columns.mean() < (picture.shape[1] - 1) / 2
-    assert ["R", "L", "axial", "R", "L", "coronal", "A", "P", "sagittal"] == [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert ["R", "L", "axial", "R", "L", "coronal", "A", "P", "sagittal"] == [
+        text.get_text() for axes in figure.axes for text in axes.texts
+    ]
 
 
 def test_pixels_have_the_shape_of_the_voxels():

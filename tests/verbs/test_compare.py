@@ -57,6 +57,7 @@ def test_compare_needs_two_files_and_names_that_fit(tmp_path, two_files):
         (("runs/a/best/metrics.csv", "runs/b/best/metrics.csv"), ["a", "b"]),
         (("a/x/metrics.csv", "b/x/metrics.csv", "b/y/metrics.csv"), ["a/x", "b/x", "b/y"]),
         (("runs/timm/metrics.csv", "imm.csv"), ["timm", "imm"]),
+        (("predictions/a.b.nii.gz",), ["a.b"]),
     ],
 )
 def test_files_are_named_by_what_tells_them_apart(files, names):

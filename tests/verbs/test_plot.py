@@ -87,7 +87,11 @@ def test_a_segmentation_needs_an_image_on_its_grid(tmp_path, drawn):
         ("a.txt", "x", r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, compare\.json, log\.csv"),
         ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt or compare writes, found keys x"),
         ("a.json", "{", "cannot read the file to plot"),
-        ("metrics.csv", "subject,region,dice,hd95\na,ET,0.5,1\n", "metrics are not plotted alone: .*; compare two with `mergekit3d compare`"),
+        (
+            "metrics.csv",
+            "subject,region,dice,hd95\na,ET,0.5,1\n",
+            "metrics are not plotted alone: .*; compare two with `mergekit3d compare`",
+        ),
     ],
 )
 def test_files_that_are_none_of_those_are_refused(tmp_path, name, text, message):
