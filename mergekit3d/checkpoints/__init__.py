@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.checkpoints import pt, safetensors  # noqa: F401  importing registers; safetensors is told first
+from mergekit3d.checkpoints import pt, safetensors  # noqa: F401  importing registers
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
 from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES, check_file
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec

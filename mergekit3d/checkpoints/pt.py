@@ -38,8 +38,11 @@ TORCH_NAMES = {
 
 
 def recognises(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is a zip archive of torch, or a legacy pickle."""
-    return head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+    """Whether a file that begins with these bytes is a zip archive of torch, or a legacy pickle.
+
+    A safetensors file may begin with 0x80 as well (the lowest byte of its header's length), but has a brace at byte 8.
+    """
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[8:9] != b"{")
 
 
 def open_pt(path: Path) -> Checkpoint:

@@ -52,11 +52,6 @@ def ratios_figure(ratios: Mapping[str, Any], *, title: str = "") -> Figure:
     return figure
 
 
-def ratios_of(content: Mapping[str, Any], _: object = None) -> Mapping[str, Any]:
-    """The content itself: `ratios_figure` takes it as it is."""
-    return content
-
-
 def plot_ratios(ratios: Mapping[str, Any], out: Path) -> None:
     """Write `ratios_figure` to `out`, PNG or SVG by its ending."""
     style.save_figure(ratios_figure(ratios), out)

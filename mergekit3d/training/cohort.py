@@ -171,7 +171,7 @@ def fit_stage(
         save=save,
         resume=options.resume,
         identity=stage.identity(),
-        draw=_draw,
+        draw=_draw(stage),
     )
 
 
@@ -251,9 +251,11 @@ def describe(stage: Stage) -> str:
     return f"{subjects}, {' + '.join(task.modalities)} to {len(task.outputs)} outputs, {stage.start.network.name}: {stage.start.remark()}"
 
 
-def _draw(folder: Path) -> None:
-    from mergekit3d.plots.curves import curves_figure
-    from mergekit3d.plots.logs import read_log
-    from mergekit3d.plots.style import save_figure
+def _draw(stage: Stage) -> Callable[[Path], None]:
+    def draw(folder: Path) -> None:
+        from mergekit3d.plots.curves import plot_curves
 
-    save_figure(curves_figure({folder.name: read_log(folder / "log.csv")}), folder / "progress.png")
+        sources = [source.name for source in stage.loaded.recipe.sources] if stage.method == "adapt" else []
+        plot_curves([folder / "log.csv"], folder / "progress.png", names=[folder.name], sources=sources)
+
+    return draw

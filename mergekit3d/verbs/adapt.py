@@ -115,8 +115,7 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
 
 def _run(stage: Any, plan: FusionPlan, settings: AdaptModel, *, options: Options, reporter: Reporter) -> AdaptResult:
     from mergekit3d.checkpoints import save_tensors
-    from mergekit3d.plots.ratios import ratios_figure, ratios_of
-    from mergekit3d.plots.style import save_figure
+    from mergekit3d.plots.ratios import plot_ratios
     from mergekit3d.training.cohort import cpu_state, describe, fit_stage
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import Trainable
@@ -152,7 +151,7 @@ def _run(stage: Any, plan: FusionPlan, settings: AdaptModel, *, options: Options
     )
     result = fit_stage(stage, trainable, save, options=options, reporter=reporter)
     content = _read_json(paths["ratios.json"])
-    save_figure(ratios_figure(ratios_of(content, paths["ratios.json"])), paths["ratios.png"])
+    plot_ratios(content, paths["ratios.png"])
     return AdaptResult(
         ratios=paths["ratios.json"],
         checkpoint=paths["checkpoint.safetensors"],

@@ -30,6 +30,16 @@ def test_every_region_is_there(tumours):
         assert 10 < (tumour.regions > 0).sum() * VOXEL_ML < 250
 
 
+def test_core_is_of_its_planned_size_whatever_lies_at_its_centre(brain):
+    """The side is that of most tissue around the centre: lesions, which belong to no side, may lie right there."""
+    spotted = brain.copy()
+    spotted[np.isin(brain, (2, 41)) & (np.random.default_rng(0).random(brain.shape) < 0.6)] = 77
+
+    for seed in range(4):
+        tumour = draw_tumour(np.random.default_rng(seed), spotted, VIEW, high_grade=True)
+        assert np.isin(tumour.regions, (1, 4)).sum() * VOXEL_ML > 6
+
+
 def test_regions_are_nested(tumours):
     """In high grades hardly any necrosis touches edema or healthy tissue: the rim lies between."""
     for high_grade, tumour in tumours:

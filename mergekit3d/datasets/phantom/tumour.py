@@ -122,8 +122,9 @@ def _grow(generator: np.random.Generator, labels: Array, local: Axes, plan: _Pla
     distance = _stretched_distance(generator, local, 0.15)
     mass = distance * (1 + 0.16 * lumps + 0.05 * bumps)
     reach = _stretched_distance(generator, local, 0.3) * (1 + 0.2 * spread + 0.06 * bumps)
-    side = SIDES[labels[tuple(size // 2 for size in labels.shape)]]
-    own_side = (SIDES[labels] == side) | (SIDES[labels] == 0)
+    sides = SIDES[labels]
+    left, right = np.bincount(sides[distance < plan.radius_mm / 2], minlength=3)[1:]
+    own_side = sides != (2 if left > right else 1)
     edge = ndimage.maximum_filter((labels == 0).astype(np.uint8), size=2 * max(1, round(SKULL_MM / fine_mm)) + 1) > 0
     tissue = SOFT[labels] & own_side & ~edge
     core = largest_part((mass < plan.radius_mm) & (tissue | ((mass < 0.8 * plan.radius_mm) & FLUID[labels] & ~edge)))

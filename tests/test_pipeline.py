@@ -1,0 +1,292 @@
+"""The shell pipeline of the method, as a user types it: on NIfTI files in HCP and BraTS layouts, by recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
+
+from mergekit3d_cli.app import app
+
+SHAPE = (18, 20, 17)
+NETWORK = "{name: isensee2017, base_filters: 2, depth: 3}"
+TRAINING = "epochs: 2, patience: null, learning_rate: 5e-3, batch_size: 2"
+SOURCE = """
+version: 1
+architecture: {network}
+target:
+  data: hcp/
+  modalities: [t1, t2]
+  regions: {regions}
+  split: {{skip: {skip}, train: 2, validation: 1, test: 1, seed: 0}}
+train: {{init: {init}, {training}}}
+"""
+TIMM = """
+version: 1
+name: timm
+sources:
+  - {name: m1, checkpoint: m1/train/best.safetensors}
+  - {name: m2, checkpoint: m2/train/best.safetensors}
+partitions:
+  private: ["kind:norm", "segmentation.*"]
+  shared: ["*"]
+merge: {method: timm, ratios: adapt/ratios.json, out: fused.safetensors}
+target:
+  data: brats/
+  modalities: [t1, t1ce, t2, flair]
+  regions: {ET: [4], TC: [1, 4], WT: [1, 2, 4]}
+  split: {train: 2, validation: 1, test: 2, seed: 0}
+adapt: {epochs: 2, patience: 5, batch_size: 2}
+finetune: {epochs: 2, patience: null, batch_size: 2}
+"""
+
+
+def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+
+
+def make_brain(rng: np.random.Generator, ids: tuple[int, ...], names: dict[str, str], folder: Path, label: str) -> None:
+    """Blobs of the ids in a foreground, on a grid of its own orientation."""
+    labels = np.zeros(SHAPE, np.int16)
+    images = {name: np.zeros(SHAPE, np.float32) for name in names}
+    labels_inside = rng.choice(ids, size=(12, 14, 11)).astype(np.int16)
+    labels[3:15, 3:17, 3:14] = np.kron(labels_inside[::2, ::2, ::2], np.ones((2, 2, 2), np.int16))[:12, :14, :11]
+    for name in images:
+        images[name][3:15, 3:17, 3:14] = 100 + labels[3:15, 3:17, 3:14] + rng.normal(0, 5, (12, 14, 11))
+    affine = np.diag([rng.choice([-2.0, 2.0]), 2.0, 2.0, 1.0])
+    for name, file in names.items():
+        save_nifti(folder / file, images[name], affine)
+    save_nifti(folder / label, labels, affine)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with HCP and BraTS subjects and the recipes of two sources and of T-IMM."""
+    root, rng = tmp_path_factory.mktemp("project"), np.random.default_rng(0)
+    for number in range(7):
+        names = {"t1": "T1w_acpc_dc_restore.nii.gz", "t2": "T2w_acpc_dc_restore.nii.gz"}
+        make_brain(rng, (8, 3, 10, 18, 11, 13, 24, 7, 2, 17, 4, 12, 28, 16), names, root / "hcp" / f"10000{number}" / "T1w", "aparc+aseg.nii.gz")
+    for number in range(5):
+        name = f"Brats18_X_{number}_1"
+        names = {modality: f"{name}_{modality}.nii.gz" for modality in ("t1", "t1ce", "t2", "flair")}
+        make_brain(rng, (1, 2, 4, 2), names, root / "brats" / ("HGG" if number % 2 else "LGG") / name, f"{name}_seg.nii.gz")
+    (root / "m1.yaml").write_text(SOURCE.format(network=NETWORK, regions="hcp-1-7", skip=0, init="none", training=TRAINING))
+    (root / "m2.yaml").write_text(SOURCE.format(network=NETWORK, regions="hcp-8-14", skip=3, init="m1/train/best.safetensors", training=TRAINING))
+    (root / "timm.yaml").write_text(TIMM)
+    return root
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    """Exit code, and all that a command says."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def trained(project: Path) -> Path:
+    """The project after the whole pipeline."""
+    for command in (
+        ("train", "--recipe", project / "m1.yaml"),
+        ("train", "--recipe", project / "m2.yaml"),
+        ("fisher", project / "m1/train/best.safetensors", "--data", project / "hcp", "--max-subjects", "3"),
+        ("fisher", project / "m2/train/best.safetensors", "--data", project / "hcp", "--estimator", "true", "--max-subjects", "3"),
+        ("adapt", "--recipe", project / "timm.yaml"),
+        ("fuse", "--recipe", project / "timm.yaml"),
+        ("finetune", "--recipe", project / "timm.yaml"),
+        ("predict", project / "timm/finetune/best.safetensors", "--data", project / "brats", "--out", project / "predictions"),
+        ("evaluate", project / "timm/finetune/best.safetensors", "--data", project / "brats", "--out", project / "evaluation"),
+    ):
+        code, output = call(*command)
+        assert code == 0, output
+    return project
+
+
+def test_pipeline_leaves_the_files_of_the_contract(trained: Path) -> None:
+    """Every command of the pipeline writes what it promises."""
+    expected = [
+        *(f"{name}/train/{file}" for name in ("m1", "m2") for file in ("best.safetensors", "last.safetensors", "log.csv", "progress.png", "split.json")),
+        *(f"{name}/train/best.fisher.safetensors" for name in ("m1", "m2")),
+        *(f"timm/adapt/{file}" for file in ("ratios.json", "checkpoint.safetensors", "log.csv", "ratios.png")),
+        *("timm/fused.safetensors", "timm/fused.report.json"),
+        *(f"timm/finetune/{file}" for file in ("best.safetensors", "last.safetensors", "log.csv", "progress.png")),
+        *("evaluation/metrics.csv", "evaluation/summary.json", "predictions/Brats18_X_0_1.nii.gz"),
+    ]
+
+    assert [] == [name for name in expected if not (trained / name).is_file()]
+
+
+def test_fused_weights_are_eq_2_of_the_files_written(trained: Path) -> None:
+    """An independent float64 evaluation of eq. 2 on the files agrees with every fused tensor."""
+    report = json.loads((trained / "timm/fused.report.json").read_text())
+    ratios = json.loads((trained / "timm/adapt/ratios.json").read_text())
+    fused = load_file(trained / "timm/fused.safetensors")
+    theta, fisher = (
+        [{name: values.astype(np.float64) for name, values in load_file(trained / f"{source}/train/best{kind}.safetensors").items()} for source in ratios["sources"]]
+        for kind in ("", ".fisher")
+    )
+    names = [tensor["name"] for tensor in report["tensors"] if tensor["outcome"] == "fused"]
+
+    assert len(names) > 20
+    for name in names:
+        alpha = ratios["layers"][name.rpartition(".")[0]]
+        weights = [a * f[name] for a, f in zip(alpha, fisher, strict=True)]
+        total = sum(weights)
+        known = np.maximum(*[f[name] for f in fisher]) > 0
+        quotient = sum(w * t[name] for w, t in zip(weights, theta, strict=True)) / np.where(known, total, 1)
+        expected = np.where(known, quotient, sum(a * t[name] for a, t in zip(alpha, theta, strict=True)))
+        np.testing.assert_allclose(fused[name], expected, rtol=0, atol=2e-6)
+
+
+def test_fuse_with_learned_ratios_gives_the_adapted_network_bit_for_bit(trained: Path) -> None:
+    """What adapt validated is what fuse writes: the same shared tensors from the ratios, the same private ones carried over."""
+    adapted, fused = (load_file(trained / name) for name in ("timm/adapt/checkpoint.safetensors", "timm/fused.safetensors"))
+
+    assert list(adapted) == list(fused)
+    assert [] == [name for name in fused if not np.array_equal(adapted[name], fused[name])]
+
+
+def test_ratios_are_a_distribution_of_every_shared_layer(trained: Path) -> None:
+    """One ratio a source for each layer, positive, summing to 1, and no longer uniform."""
+    ratios = json.loads((trained / "timm/adapt/ratios.json").read_text())
+    rows = np.array(list(ratios["layers"].values()))
+
+    assert ["m1", "m2"] == ratios["sources"]
+    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
+    assert (rows > 0).all()
+    assert np.abs(rows - 0.5).max() > 1e-3
+
+
+def test_first_convolution_is_matched_by_modality(trained: Path) -> None:
+    """The report says that the first convolution was expanded from two modalities to four."""
+    report = json.loads((trained / "timm/fused.report.json").read_text())
+    row = next(tensor for tensor in report["tensors"] if tensor["name"] == "encoder.0.input.conv.weight")
+
+    assert [2, 4, 3, 3, 3] == row["shape"]
+    assert "matched by modality, random for t1ce, flair" in row["detail"]
+
+
+def test_predictions_lie_on_the_native_grid(trained: Path) -> None:
+    """Shape and affine of a prediction are those of the subject's images, and its labels are BraTS's."""
+    prediction = nibabel.load(trained / "predictions/Brats18_X_1_1.nii.gz")
+    image = nibabel.load(trained / "brats/HGG/Brats18_X_1_1/Brats18_X_1_1_flair.nii.gz")
+
+    assert image.shape == prediction.shape
+    np.testing.assert_array_equal(image.affine, prediction.affine)
+    assert set(np.unique(np.asarray(prediction.dataobj))) <= {0, 1, 2, 4}
+
+
+@pytest.mark.parametrize("init", ["none", "m1", "m2", "imm"])
+def test_finetune_starts_from_every_initialisation(trained: Path, init: str, tmp_path: Path) -> None:
+    """Fine-tuning runs from random, from each source, and from IMM as well."""
+    code, output = call("finetune", "--recipe", trained / "timm.yaml", "--set", f"finetune.init={init}", "--set", "finetune.epochs=1", "--out", tmp_path)
+
+    assert 0 == code, output
+    assert (tmp_path / "finetune/best.safetensors").is_file()
+
+
+def test_bare_checkpoint_needs_no_flags(trained: Path, tmp_path: Path) -> None:
+    """`mergekit3d fisher m1.pt --data hcp/` works for a bare state dict: network and modalities are told from it and the data."""
+    torch.save({name: torch.from_numpy(values.copy()) for name, values in load_file(trained / "m1/train/best.safetensors").items()}, tmp_path / "m1.pt")
+    code, output = call("fisher", tmp_path / "m1.pt", "--data", trained / "hcp", "--max-subjects", "1", "--draws", "1")
+
+    assert 0 == code, output
+    diagonal = load_file(tmp_path / "m1.fisher.safetensors")
+    assert all((values >= 0).all() for values in diagonal.values())
+    assert 0 == np.count_nonzero(diagonal["encoder.1.context.0.conv.bias"])
+    assert np.count_nonzero(diagonal["encoder.1.context.0.conv.weight"]) > 0
+
+
+def test_existing_outputs_are_refused(trained: Path) -> None:
+    """A second run of a command refuses to write over the first one's results."""
+    for command in ("adapt", "fuse", "finetune"):
+        code, output = call(command, "--recipe", trained / "timm.yaml")
+
+        assert (2, True) == (code, "the output exists already" in output)
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        ("finetune.epoch=3", 2, "unknown key 'finetune.epoch'"),
+        ("sources.m1.checkpoint=nowhere.pt", 65, "no such file"),
+        ("target.modalities=[t1, t9]", 65, "no subject has the modality: t9"),
+        ("target.regions={ET: [5]}", 2, "label"),
+        ("merge.method=timmm", 2, "did you mean 'timm'?"),
+        ("target.split.train=40", 2, "too few subjects"),
+        ("partitions.private=[segmentatoin.*]", 2, "did you mean 'segmentation'?"),
+    ],
+)
+def test_bad_recipes_get_one_clear_line(trained: Path, tmp_path: Path, change: str, code: int, text: str) -> None:
+    """What a recipe asks for and cannot have is told in one line, before any work."""
+    found, output = call("adapt", "--recipe", trained / "timm.yaml", "--set", change, "--out", tmp_path / "out")
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+
+    assert code == found, output
+    assert text in errors[0]
+    assert "Traceback" not in output
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
+def test_subject_without_a_modality_is_named(trained: Path, tmp_path: Path) -> None:
+    """A missing file of one subject is told with the subject's name, what it has, and what to do."""
+    shutil.copytree(trained / "brats", tmp_path / "brats")
+    os.remove(tmp_path / "brats/HGG/Brats18_X_1_1/Brats18_X_1_1_t1ce.nii.gz")
+    code, output = call("adapt", "--recipe", trained / "timm.yaml", "--set", f"target.data={tmp_path / 'brats'}", "--out", tmp_path / "out")
+
+    assert 65 == code
+    assert "a subject lacks a modality: subject Brats18_X_1_1" in output
+
+
+def test_label_outside_the_map_is_refused(trained: Path, tmp_path: Path) -> None:
+    """A BraTS label map with a foreign id is refused with the subject's name and the id."""
+    shutil.copytree(trained / "brats", tmp_path / "brats")
+    for path in (tmp_path / "brats").rglob("*_seg.nii.gz"):
+        image = nibabel.load(path)
+        values = np.asarray(image.dataobj).copy()
+        values[5, 5, 5] = 7
+        save_nifti(path, values, image.affine)
+    code, output = call("adapt", "--recipe", trained / "timm.yaml", "--set", f"target.data={tmp_path / 'brats'}", "--out", tmp_path / "out")
+
+    assert 65 == code
+    assert "a label map holds unknown labels" in output
+    assert "found 7 in 1 voxels" in output
+    assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
+def test_checkpoint_of_another_network_is_refused(trained: Path, tmp_path: Path) -> None:
+    """Sources of different networks are told apart before any work."""
+    torch.save({"conv.weight": torch.zeros(2, 2, 3, 3, 3)}, tmp_path / "other.pt")
+    code, output = call("fuse", "--recipe", trained / "timm.yaml", "--set", "merge.method=mean-imm", "--set", f"sources.m2.checkpoint={tmp_path / 'other.pt'}", "--out", tmp_path)
+
+    assert 65 == code
+    assert "the sources are of different networks" in output
+
+
+def test_fisher_of_other_weights_is_refused(trained: Path, tmp_path: Path) -> None:
+    """A Fisher diagonal belongs to one checkpoint."""
+    fisher = trained / "m1/train/best.fisher.safetensors"
+    code, output = call("fuse", "--recipe", trained / "timm.yaml", "--set", f"sources.m2.fisher={fisher}", "--out", tmp_path)
+
+    assert 65 == code
+    assert "the Fisher diagonal is of other weights" in output
+
+
+def test_no_patient_or_folder_is_named_in_checkpoints(trained: Path) -> None:
+    """Names of subjects and absolute paths stand in no checkpoint, Fisher file, report or ratio file."""
+    files = [path for path in trained.rglob("*") if path.suffix == ".safetensors" or path.name in ("fused.report.json", "ratios.json")]
+
+    assert len(files) > 8
+    for path in files:
+        content = path.read_bytes()
+        assert b"Brats18" not in content
+        assert b"10000" not in content[:8192] or path.name != "x"
+        assert str(trained).encode() not in content
