@@ -68,7 +68,8 @@ def forgetting_matrix(loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, o
         alone: dict[str, float | dict[str, float]] = {other: float(other == name) for other in names}
         rows.append((name, _merging(loaded, "mean-imm", alone)))
     rows += [(merge.recipe.merge.method, merge.changed(target=None)) for merge in merges]
-    dice = tuple(tuple(_dice_on(row, source, options, reporter) for source in tasks) for _, row in rows)
+    columns = [_dice_on_task(loaded, source, [row for _, row in rows], options, reporter) for source in tasks]
+    dice = tuple(zip(*columns, strict=True))
     return Forgetting(tuple(name for name, _ in rows), tuple(source.name for source in tasks), dice)
 
 
@@ -77,20 +78,23 @@ def _merging(loaded: LoadedRecipe, method: str, ratios: dict[str, float | dict[s
     return loaded.changed(target=None, merge=merge)
 
 
-def _dice_on(loaded: LoadedRecipe, source: SourceModel, options: Options, reporter: Reporter) -> float:
-    """Mean Dice of a merge with one source's private tensors on that source's test subjects."""
+def _dice_on_task(loaded: LoadedRecipe, source: SourceModel, rows: Sequence[LoadedRecipe], options: Options, reporter: Reporter) -> list[float]:
+    """Mean Dice of every merge, with one source's private tensors, on that source's test subjects."""
     from mergekit3d.prediction import measure_subjects, predictor_from
+    from mergekit3d.training.cohort import open_store
 
-    merge = loaded.recipe.merge.model_copy(update={"private": source.name})
-    plan = plan_fusion(loaded.changed(merge=merge))
     cohort = open_cohort(loaded, source.target)
-    if plan.network is None:
-        raise RecipeError("the network of the checkpoints is not known", where="architecture", todo="name it in the recipe")
-    network = build_network(plan.network)
-    network.load_state_dict(_state(plan))
-    predictor = predictor_from(network, plan.network, cohort.task, options)
-    subjects = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=reporter)
-    return mean_over_regions([row for subject in subjects for row in subject.rows]).dice
+    store, column = open_store(cohort, ("test",), reporter), []
+    for row in rows:
+        plan = plan_fusion(row.changed(merge=row.recipe.merge.model_copy(update={"private": source.name})))
+        if plan.network is None:
+            raise RecipeError("the network of the checkpoints is not known", where="architecture", todo="name it in the recipe")
+        network = build_network(plan.network)
+        network.load_state_dict(_state(plan))
+        predictor = predictor_from(network, plan.network, cohort.task, options)
+        subjects = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=reporter, store=store)
+        column.append(mean_over_regions([measures for subject in subjects for measures in subject.rows]).dice)
+    return column
 
 
 def _state(plan: FusionPlan) -> dict[str, torch.Tensor]:

@@ -164,6 +164,7 @@ def measure_subjects(
     *,
     convention: str,
     reporter: Reporter,
+    store: SubjectStore | None = None,
 ) -> Iterator[SubjectMeasures]:
     """Dice, HD95 and counts of every subject, on its own grid.
 
@@ -173,12 +174,13 @@ def measure_subjects(
         subjects: with label maps.
         convention: for empty regions.
         reporter: where progress goes.
+        store: the subjects, where several networks are measured on them; left out: each is prepared and forgotten.
 
     Yields:
         The measures of one subject at a time.
     """
     # With its target a subject is prepared on the label map's grid, or refused where no image shares it.
-    store = open_subjects(dataset, subjects, predictor.task, reporter, with_target=True)
+    store = store or open_subjects(dataset, subjects, predictor.task, reporter, with_target=True)
     with reporter.task("evaluate", len(subjects)) as progress:
         for number, subject in store.subjects.items():
             volume = subject_labels(subject, predictor.task.outputs, dataset.vocabulary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -16,7 +17,6 @@ from typer.testing import CliRunner
 
 from mergekit3d_cli.app import app
 
-SHAPE = (18, 20, 17)
 NETWORK = "{name: isensee2017, base_filters: 2, depth: 3}"
 TRAINING = "epochs: 2, patience: null, learning_rate: 5e-3, batch_size: 2"
 SOURCE = """
@@ -49,36 +49,10 @@ finetune: {epochs: 2, patience: null, batch_size: 2}
 """
 
 
-def save_nifti(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nibabel.save(nibabel.Nifti1Image(values, affine), path)
-
-
-def make_brain(rng: np.random.Generator, ids: tuple[int, ...], names: dict[str, str], folder: Path, label: str) -> None:
-    """Blobs of the ids in a foreground, on a grid of its own orientation."""
-    labels = np.zeros(SHAPE, np.int16)
-    images = {name: np.zeros(SHAPE, np.float32) for name in names}
-    labels_inside = rng.choice(ids, size=(12, 14, 11)).astype(np.int16)
-    labels[3:15, 3:17, 3:14] = np.kron(labels_inside[::2, ::2, ::2], np.ones((2, 2, 2), np.int16))[:12, :14, :11]
-    for name in images:
-        images[name][3:15, 3:17, 3:14] = 100 + labels[3:15, 3:17, 3:14] + rng.normal(0, 5, (12, 14, 11))
-    affine = np.diag([rng.choice([-2.0, 2.0]), 2.0, 2.0, 1.0])
-    for name, file in names.items():
-        save_nifti(folder / file, images[name], affine)
-    save_nifti(folder / label, labels, affine)
-
-
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path], Path]) -> Path:
     """A folder with HCP and BraTS subjects and the recipes of two sources and of T-IMM."""
-    root, rng = tmp_path_factory.mktemp("project"), np.random.default_rng(0)
-    for number in range(7):
-        names = {"t1": "T1w_acpc_dc_restore.nii.gz", "t2": "T2w_acpc_dc_restore.nii.gz"}
-        make_brain(rng, (8, 3, 10, 18, 11, 13, 24, 7, 2, 17, 4, 12, 28, 16), names, root / "hcp" / f"10000{number}" / "T1w", "aparc+aseg.nii.gz")
-    for number in range(5):
-        name = f"Brats18_X_{number}_1"
-        names = {modality: f"{name}_{modality}.nii.gz" for modality in ("t1", "t1ce", "t2", "flair")}
-        make_brain(rng, (1, 2, 4, 2), names, root / "brats" / ("HGG" if number % 2 else "LGG") / name, f"{name}_seg.nii.gz")
+    root = make_data(tmp_path_factory.mktemp("project"))
     (root / "m1.yaml").write_text(SOURCE.format(network=NETWORK, regions="hcp-1-7", skip=0, init="none", training=TRAINING))
     (root / "m2.yaml").write_text(SOURCE.format(network=NETWORK, regions="hcp-8-14", skip=3, init="m1/train/best.safetensors", training=TRAINING))
     (root / "timm.yaml").write_text(TIMM)
@@ -253,7 +227,7 @@ def test_label_outside_the_map_is_refused(trained: Path, tmp_path: Path) -> None
         image = nibabel.load(path)
         values = np.asarray(image.dataobj).copy()
         values[5, 5, 5] = 7
-        save_nifti(path, values, image.affine)
+        nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
     code, output = call("adapt", "--recipe", trained / "timm.yaml", "--set", f"target.data={tmp_path / 'brats'}", "--out", tmp_path / "out")
 
     assert 65 == code
@@ -288,5 +262,4 @@ def test_no_patient_or_folder_is_named_in_checkpoints(trained: Path) -> None:
     for path in files:
         content = path.read_bytes()
         assert b"Brats18" not in content
-        assert b"10000" not in content[:8192] or path.name != "x"
         assert str(trained).encode() not in content

@@ -97,7 +97,10 @@ class Metadata:
 
     def metadata_intact(self) -> bool:
         """Whether the metadata is what was sealed."""
-        return self.seal is not None and self.seal.get("metadata") == self._own_digest()
+        try:
+            return self.seal is not None and self.seal.get("metadata") == self._own_digest()
+        except ValueError:  # values that were never written: an infinite number, half a character
+            return False
 
     def _own_digest(self) -> str:
         return json_digest(replace(self, seal=None).as_json())
@@ -139,15 +142,33 @@ def parse_metadata(text: str, where: object) -> Metadata:
             )
         return Metadata(
             kind=str(content["kind"]),
-            architecture=content["architecture"],
+            architecture=None if content["architecture"] is None else _architecture(content["architecture"]),
             task=None if content["task"] is None else TaskSpec.from_json(content["task"]),
             method=content["method"],
-            provenance=content["provenance"],
-            tool=content["tool"],
-            seal=content["seal"],
+            provenance=_mapping(content["provenance"]),
+            tool=_mapping(content["tool"]),
+            seal=None if content["seal"] is None else _mapping(content["seal"]),
         )
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise InputError("damaged metadata", where=where, found=f"{type(error).__name__} in the key {KEY!r}", todo="restore the file") from error
+
+
+def _mapping(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise TypeError("no mapping")
+    return content
+
+
+def _architecture(content: Any) -> dict[str, Any]:
+    network = _mapping(content)
+    if not isinstance(network["name"], str) or type(network["in_channels"]) is not int or type(network["out_channels"]) is not int:
+        raise TypeError("no network")
+    return network
+
+
+def looks_like_metadata(text: str) -> bool:
+    """Whether a text is what `Metadata.as_text` writes, under whatever key it stands."""
+    return text.startswith('{"architecture":') and '"format_version":' in text and '"seal":{' in text
 
 
 def tool() -> dict[str, str]:

@@ -18,12 +18,14 @@ import numpy as np
 
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, Checkpoint, TensorEntry, buffer_of, encode
 from mergekit3d.checkpoints.formats import Format, check_file, register
-from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
+from mergekit3d.checkpoints.metadata import KEY, Metadata, looks_like_metadata, parse_metadata
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
 
 MAX_HEADER_BYTES = 8 << 20
+MAX_AXES = 64
+MAX_ENTRIES = 1 << 59
 ALIGNMENT = 8
 
 
@@ -42,7 +44,7 @@ def open_safetensors(path: Path) -> Checkpoint:
     with open(path, "rb") as file:
         header, start = _read_header(file, size, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    metadata_text = header.pop("__metadata__", None) or {}
+    texts = header.pop("__metadata__", None) or {}
     entries, spans = _entries(header, size - start, path)
     view = memoryview(mapped)
 
@@ -50,8 +52,19 @@ def open_safetensors(path: Path) -> Checkpoint:
         first, last = spans[name]
         return view[start + first : start + last]
 
-    metadata = parse_metadata(metadata_text[KEY], path) if KEY in metadata_text else None
-    return Checkpoint(path=path, entries=entries, metadata=metadata, content=content)
+    return Checkpoint(path=path, entries=entries, metadata=_metadata(texts, path), content=content)
+
+
+def _metadata(texts: Any, path: Path) -> Metadata | None:
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise damaged(path, "metadata that is no mapping of texts")
+    if KEY in texts:
+        return parse_metadata(texts[KEY], path)
+    for key, text in texts.items():
+        # A flipped letter in the key would make a sealed file pass for one without a seal.
+        if looks_like_metadata(text):
+            raise damaged(path, f"metadata of mergekit3d under the key {key!r}")
+    return None
 
 
 def _read_header(file: BinaryIO, size: int, path: Path) -> tuple[dict[str, Any], int]:
@@ -82,12 +95,15 @@ def _entries(header: Mapping[str, Any], data_size: int, path: Path) -> tuple[dic
         try:
             dtype, shape, (first, last) = str(fields["dtype"]), tuple(fields["shape"]), fields["data_offsets"]
             integral = all(type(number) is int and number >= 0 for number in (*shape, first, last))
+            name.encode()
         except (KeyError, TypeError, ValueError) as error:
-            raise damaged(path, f"tensor {name!r} without dtype, shape or offsets") from error
+            raise damaged(path, f"tensor {name!r} without a proper name, dtype, shape or offsets") from error
         if dtype not in ITEM_SIZES:
             raise damaged(path, f"tensor {name!r} of the unknown dtype {dtype!r}")
         if not integral or last - first != math.prod(shape) * ITEM_SIZES[dtype]:
             raise damaged(path, f"tensor {name!r} whose shape and offsets do not agree")
+        if len(shape) > MAX_AXES or math.prod(max(length, 1) for length in shape) > MAX_ENTRIES:
+            raise damaged(path, f"tensor {name!r} of a shape that no array has")
         entries[name] = TensorEntry(name, dtype, shape)
         spans[name] = (first, last)
     end = 0

@@ -80,13 +80,13 @@ def run_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, repo
     study.check()
     with output_lock(loaded.out):
         outcomes = carry_out(list(study.steps()), loaded.out, force=options.force, tell=reporter.info)
-        report, tables = None, []
-        if any(arm.metrics.exists() for arm in study.arms):
-            from mergekit3d.report.tables import print_tables
-            from mergekit3d.study_results import study_results
-            from mergekit3d.report.report import write_report
+        if not any(arm.metrics.exists() for arm in study.arms):
+            return RunResult(loaded.out, tuple(outcomes), None, [])
+        from mergekit3d.report.report import write_report
+        from mergekit3d.report.tables import print_tables
+        from mergekit3d.study_results import study_results
 
-            results = study_results(study)
-            report, tables = loaded.out / "report.html", list(print_tables(results))
+        results, report = study_results(study), loaded.out / "report.html"
+        if any(outcome.done for outcome in outcomes) or not report.exists():
             write_report(results, report)
-    return RunResult(loaded.out, tuple(outcomes), report, tables)
+    return RunResult(loaded.out, tuple(outcomes), report, list(print_tables(results)))

@@ -16,7 +16,7 @@ from mergekit3d.datasets.phantom.tumour import draw_tumour
 from mergekit3d.datasets.phantom.writing import LAYOUTS, draw_grid, write_subject
 from mergekit3d.errors import UsageError
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import refuse_existing
+from mergekit3d.storage.atomic import output_error, refuse_existing
 from mergekit3d.storage.lock import output_lock
 
 PROCEDURAL_SPACING_MM, LABEL_MAP_SPACING_MM = 2.0, 1.0
@@ -209,7 +209,10 @@ def _refuse_or_warn(out: Path, folders: set[str], *, force: bool, reporter: Repo
     """An output that holds something is refused; with force, what will stay there is told."""
     if out.exists() and not out.is_dir():
         raise UsageError("cannot write a data set", where=out, wanted="a folder", found="a file")
-    entries = [path for path in out.glob("*") if not path.name.startswith(".")]
+    try:
+        entries = [path for path in out.iterdir() if not path.name.startswith(".")] if out.exists() else []
+    except OSError as error:
+        raise output_error(error, out) from error
     if not entries:
         return
     refuse_existing(out, force=force)

@@ -1,0 +1,106 @@
+"""`run`: a whole recipe, and only what is out of date the next time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mergekit3d.plan.target import open_cohort
+from mergekit3d.recipe import load_recipe
+from mergekit3d.steps import subjects_identity
+from mergekit3d.verbs.run import run
+
+RECIPE = """
+version: 1
+name: small
+data: {hcp: hcp/, brats: brats/}
+architecture: {name: isensee2017, base_filters: 2, depth: 3}
+sources:
+  - name: m1
+    target: {data: hcp, modalities: [t1, t2], regions: hcp-1-7, split: {train: 2, validation: 1, test: 1}}
+    train: {init: none, epochs: 1, batch_size: 2}
+  - name: m2
+    target: {data: hcp, modalities: [t1, t2], regions: hcp-8-14, split: {skip: 3, train: 2, validation: 1, test: 1}}
+    train: {init: m1, epochs: 1, batch_size: 2}
+merge: {method: timm}
+fisher: {draws: 1}
+target: {data: brats, modalities: [t1, t1ce, t2, flair], regions: brats, split: {train: 2, validation: 1, test: 2}}
+adapt: {epochs: 1, batch_size: 2}
+finetune: {epochs: 1, batch_size: 2}
+study: {initialisations: [none, timm]}
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path], Path]) -> Path:
+    """A folder in which the recipe has run once."""
+    root = make_data(tmp_path_factory.mktemp("study"))
+    (root / "small.yaml").write_text(RECIPE)
+    result = run(root / "small.yaml")
+    assert all(step.done for step in result.steps)
+    return root
+
+
+def names_done(root: Path, *overrides: str) -> list[str]:
+    """Names of the steps that a run carries out."""
+    return [step.name for step in run(root / "small.yaml", overrides=overrides).steps if step.done]
+
+
+def test_run_writes_every_result(ran: Path) -> None:
+    """Metrics of each arm, the comparison, the forgetting matrix, pictures, and one report."""
+    out = ran / "small"
+    expected = ["none/test/metrics.csv", "timm/test/metrics.csv", "timm/fused.safetensors", "compare.json", "forgetting.json", "slices.png", "report.html"]
+
+    assert [] == [name for name in expected if not (out / name).is_file()]
+    assert ["m1", "m2", "timm"] == json.loads((out / "forgetting.json").read_text())["networks"]
+
+
+def test_report_tells_no_folder(ran: Path) -> None:
+    """The report carries no absolute path and no name of a subject."""
+    text = (ran / "small/report.html").read_text()
+
+    assert str(ran) not in text
+    assert "Brats18_X" not in text
+
+
+def test_second_run_does_nothing(ran: Path) -> None:
+    """Steps whose inputs and results are unchanged are not repeated."""
+    before = (ran / "small/timm/finetune/best.safetensors").stat().st_mtime_ns
+
+    assert [] == names_done(ran)
+    assert before == (ran / "small/timm/finetune/best.safetensors").stat().st_mtime_ns
+
+
+def test_change_repeats_only_what_depends_on_it(ran: Path) -> None:
+    """Another length of the adaptation repeats T-IMM and what follows it, nothing of the sources and of the other arm."""
+    done = names_done(ran, "adapt.epochs=2")
+
+    assert "adapt timm seed 0" == done[0]
+    assert {"fuse timm seed 0", "finetune timm seed 0", "evaluate timm seed 0"} <= set(done)
+    assert not any(name.startswith(("train", "fisher")) or name.startswith(("finetune none", "evaluate none")) for name in done)
+
+
+def test_touched_subject_is_out_of_date(ran: Path) -> None:
+    """A file of a subject that was written again changes the identity of what is made from it."""
+    loaded = load_recipe(ran / "small.yaml")
+    subjects = open_cohort(loaded, loaded.recipe.target).dataset.subjects
+    before = subjects_identity(subjects)
+    label = subjects[0].label
+    assert label is not None
+    os.utime(label, ns=(0, 0))
+
+    assert before != subjects_identity(subjects)
+
+
+def test_problems_of_the_whole_recipe_are_told_before_any_work(ran: Path, tmp_path: Path) -> None:
+    """Missing data of two tasks are told together, and nothing is written."""
+    loaded = load_recipe(ran / "small.yaml")
+    assert loaded.name == "small"
+    with pytest.raises(Exception, match=r"no such folder(.|\n)*no such folder") as caught:
+        run(ran / "small.yaml", overrides=["data.hcp=nowhere", "data.brats=nowhere"])
+
+    assert 65 == caught.value.exit_code
