@@ -111,7 +111,8 @@ class FusedWeights:
 
     def ratios(self) -> Tensor:
         """The mixing ratios as they stand, (sources, ratios), detached."""
-        return mixing_ratios(self.delta.detach())
+        ratios: Tensor = mixing_ratios(self.delta.detach())
+        return ratios
 
     def ratios_by_group(self) -> dict[str, list[float] | list[list[float]]]:
         """The ratios of every group, one number a source (by kernel: one list a source), as ratios.json holds them."""

@@ -106,7 +106,9 @@ def add_subject(
                 continue
             squared = gradient.double().square_()
             if not bool(torch.isfinite(squared.sum())):
-                raise InputError("the Fisher diagonal is not finite", where=f"subject {example.number}: {name}", todo="look at this subject's images")
+                raise InputError(
+                    "the Fisher diagonal is not finite", where=f"subject {example.number}: {name}", todo="look at this subject's images"
+                )
             sums.squares[name] += squared / total
     sums.subjects += 1
     sums.voxels += example.size[0] * example.size[1] * example.size[2]
@@ -179,4 +181,8 @@ def _probe(network: nn.Module, biases: Sequence[str], image_shape: Sequence[int]
     named = dict(twin.named_parameters())
     gradients = torch.autograd.grad(output, list(named.values()), grad_outputs=score, allow_unused=True)
     largest = {name: 0.0 if gradient is None else float(gradient.square().max()) for name, gradient in zip(named, gradients, strict=True)}
-    return [name for name in biases if 0 < (weight := largest.get(f"{layer_of(name)}.weight", 0.0)) and largest[name] <= PROBE_TOLERANCE * weight]
+    return [
+        name
+        for name in biases
+        if 0 < (weight := largest.get(f"{layer_of(name)}.weight", 0.0)) and largest[name] <= PROBE_TOLERANCE * weight
+    ]

@@ -85,11 +85,15 @@ def _expanded(plan: FusionPlan, tensor: TensorPlan, random: np.ndarray) -> np.nd
     assert plan.task is not None and group is not None
     values = random
     for channel, modality in enumerate(plan.task.modalities):
-        having = [(index, source) for index, source in enumerate(plan.sources) if source.task is not None and modality in source.task.modalities]
+        having = [
+            (index, source) for index, source in enumerate(plan.sources) if source.task is not None and modality in source.task.modalities
+        ]
         if not having:
             continue
         positions = [source.task.modalities.index(modality) for _, source in having if source.task is not None]
-        thetas = [np.ascontiguousarray(widened(source.checkpoint.read(name))[:, at]) for (_, source), at in zip(having, positions, strict=True)]
+        thetas = [
+            np.ascontiguousarray(widened(source.checkpoint.read(name))[:, at]) for (_, source), at in zip(having, positions, strict=True)
+        ]
         fishers = None
         if plan.method.uses_fisher:
             fishers = [np.ascontiguousarray(_fisher(source, name)[:, at]) for (_, source), at in zip(having, positions, strict=True)]

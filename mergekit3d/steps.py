@@ -91,4 +91,6 @@ def subjects_identity(subjects: Sequence[Subject]) -> str:
         status = path.stat()
         return [path.name, status.st_size, status.st_mtime_ns]
 
-    return json_digest([[subject.name, *(of(path) for path in (*subject.images.values(), *filter(None, [subject.label])))] for subject in subjects])
+    return json_digest(
+        [[subject.name, *(of(path) for path in (*subject.images.values(), *filter(None, [subject.label])))] for subject in subjects]
+    )

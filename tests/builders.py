@@ -37,7 +37,9 @@ def metadata_of(spec=None, task=None, kind=CHECKPOINT, **fields):
 
 def save(path, state, metadata=None, dtypes=None):
     """Write arrays as a checkpoint; `dtypes` names those that differ from the arrays' own."""
-    entries = [(TensorEntry(name, (dtypes or {}).get(name, dtype_name(values.dtype)), values.shape), values) for name, values in state.items()]
+    entries = [
+        (TensorEntry(name, (dtypes or {}).get(name, dtype_name(values.dtype)), values.shape), values) for name, values in state.items()
+    ]
     return write_checkpoint(path, entries, metadata_of() if metadata is None else metadata)
 
 

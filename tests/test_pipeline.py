@@ -263,3 +263,23 @@ def test_no_patient_or_folder_is_named_in_checkpoints(trained: Path) -> None:
         content = path.read_bytes()
         assert b"Brats18" not in content
         assert str(trained).encode() not in content
+
+
+@pytest.mark.parametrize("command", ["adapt", "finetune"])
+def test_resume_of_a_finished_run_leaves_it_as_it_is(trained: Path, command: str) -> None:
+    """A job that a queue starts once more finds nothing to do, and says how it ended."""
+    file = trained / "timm" / command / "log.csv"
+    before = file.stat().st_mtime_ns
+    code, output = call(command, "--recipe", trained / "timm.yaml", "--resume")
+
+    assert 0 == code, output
+    assert "done before" in output
+    assert before == file.stat().st_mtime_ns
+
+
+def test_resume_of_another_recipe_is_refused(trained: Path) -> None:
+    """Results of other settings are not taken for this recipe's."""
+    code, output = call("finetune", "--recipe", trained / "timm.yaml", "--resume", "--set", "finetune.epochs=9")
+
+    assert 2 == code
+    assert "results of another recipe" in output

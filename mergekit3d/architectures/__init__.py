@@ -106,8 +106,8 @@ def architecture(name: str) -> Architecture:
 
 def infer_network(shapes: Shapes) -> NetworkSpec | None:
     """The network that a bare state dict belongs to, told from names and shapes; None where no registered one fits."""
-    for _, candidate in ARCHITECTURES.items():
-        spec = candidate.infer(shapes)
+    for name in ARCHITECTURES:
+        spec = ARCHITECTURES.get(name).infer(shapes)
         if spec is not None:
             return spec
     return None

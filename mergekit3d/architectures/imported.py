@@ -55,7 +55,9 @@ def _build(spec: NetworkSpec) -> nn.Module:
     try:
         return network_class(**arguments)  # type: ignore[no-any-return]  # the class comes from an import path
     except (TypeError, ValueError, AssertionError) as error:
-        raise RecipeError("cannot build the network", where=spec.name, found=str(error)[:200], todo="check its keyword arguments") from error
+        raise RecipeError(
+            "cannot build the network", where=spec.name, found=str(error)[:200], todo="check its keyword arguments"
+        ) from error
 
 
 def _find_class(name: str) -> Any:

@@ -20,7 +20,18 @@ from mergekit3d.errors import InputError, UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CHECKPOINT", "FISHER", "Checkpoint", "Metadata", "TaskSpec", "TensorEntry", "load_tensors", "open_checkpoint", "save_tensors", "write_checkpoint"]
+__all__ = [
+    "CHECKPOINT",
+    "FISHER",
+    "Checkpoint",
+    "Metadata",
+    "TaskSpec",
+    "TensorEntry",
+    "load_tensors",
+    "open_checkpoint",
+    "save_tensors",
+    "write_checkpoint",
+]
 
 
 def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:

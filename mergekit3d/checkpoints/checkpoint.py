@@ -102,7 +102,9 @@ class Checkpoint:
         if self.metadata is None:
             return
         if not self.metadata.metadata_intact() or self.metadata.seal is None or self.metadata.seal.get("tensors") != self.digest:
-            raise InputError("the file is damaged", where=self.path, found="content that differs from its seal", todo="restore it from a copy")
+            raise InputError(
+                "the file is damaged", where=self.path, found="content that differs from its seal", todo="restore it from a copy"
+            )
 
     def non_finite(self) -> list[tuple[str, int]]:
         """Names of float tensors that hold NaN or Inf, with the number of such values."""
@@ -119,7 +121,9 @@ class Checkpoint:
         if bad:
             name, count = bad[0]
             more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
-            raise InputError("values that are not finite", where=self.path, found=f"{count} NaN or Inf in {name}{more}", todo="use another checkpoint")
+            raise InputError(
+                "values that are not finite", where=self.path, found=f"{count} NaN or Inf in {name}{more}", todo="use another checkpoint"
+            )
 
 
 def decode(content: Any, dtype: str, shape: Iterable[int]) -> np.ndarray:
@@ -140,7 +144,7 @@ def encode(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def buffer_of(array: np.ndarray) -> memoryview:
     """The bytes of a contiguous array, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

@@ -150,7 +150,9 @@ def parse_metadata(text: str, where: object) -> Metadata:
             seal=None if content["seal"] is None else _mapping(content["seal"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        raise InputError("damaged metadata", where=where, found=f"{type(error).__name__} in the key {KEY!r}", todo="restore the file") from error
+        raise InputError(
+            "damaged metadata", where=where, found=f"{type(error).__name__} in the key {KEY!r}", todo="restore the file"
+        ) from error
 
 
 def _mapping(content: Any) -> dict[str, Any]:

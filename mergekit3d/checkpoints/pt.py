@@ -75,7 +75,9 @@ def _entry(name: str, tensor: Any, file_size: int, path: Path) -> TensorEntry:
     entry = TensorEntry(name, dtype, tuple(tensor.shape))
     if entry.nbytes > file_size:
         # An expanded view of a few bytes: reading it would fill the memory.
-        raise InputError("cannot use the tensor", where=f"{path}: {name}", wanted="at most the size of its file", found=f"{entry.nbytes} bytes")
+        raise InputError(
+            "cannot use the tensor", where=f"{path}: {name}", wanted="at most the size of its file", found=f"{entry.nbytes} bytes"
+        )
     return entry
 
 
@@ -100,8 +102,12 @@ def _load(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged archive or pickle can raise anything
         if "TorchScript" in str(error):
-            raise InputError("cannot read the checkpoint", where=path, found="a TorchScript archive", todo="save its state_dict() alone") from error
-        raise InputError("cannot read the checkpoint", where=path, found=f"a damaged file ({type(error).__name__})", todo="restore it from a copy") from error
+            raise InputError(
+                "cannot read the checkpoint", where=path, found="a TorchScript archive", todo="save its state_dict() alone"
+            ) from error
+        raise InputError(
+            "cannot read the checkpoint", where=path, found=f"a damaged file ({type(error).__name__})", todo="restore it from a copy"
+        ) from error
 
 
 def _culprit(error: Exception) -> str:
@@ -118,7 +124,11 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Any]:
 
     for key in (None, *STATE_DICT_KEYS):
         candidate = content if key is None else content.get(key)
-        if isinstance(candidate, Mapping) and candidate and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in candidate.items()):
+        if (
+            isinstance(candidate, Mapping)
+            and candidate
+            and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in candidate.items())
+        ):
             return dict(candidate)
         if not isinstance(content, Mapping):
             break

@@ -172,4 +172,6 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarra
     return write_stream(path, [entry for entry, _ in by_name.values()], lambda entry: by_name[entry.name][1], metadata)
 
 
-SAFETENSORS = register(Format("safetensors", recognises=recognises, open=open_safetensors, write=write_safetensors, suffixes=(".safetensors",)))
+SAFETENSORS = register(
+    Format("safetensors", recognises=recognises, open=open_safetensors, write=write_safetensors, suffixes=(".safetensors",))
+)

@@ -86,7 +86,9 @@ def fuse_relative(thetas: Sequence[Array], phis: Sequence[Array] | None, ratios:
     return (first if moved is None else first + moved / normaliser), normaliser
 
 
-def ratio_gradient(gradient: Array, fused: Array, thetas: Sequence[Array], phis: Sequence[Array] | None, normaliser: Array | float) -> list[Array]:
+def ratio_gradient(
+    gradient: Array, fused: Array, thetas: Sequence[Array], phis: Sequence[Array] | None, normaliser: Array | float
+) -> list[Array]:
     """The summands of dL/da^t, before they are summed over the entries that share a ratio.
 
     Args:

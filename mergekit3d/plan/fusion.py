@@ -101,7 +101,11 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
         raise RecipeError("nothing would be fused", where="partitions", todo="let shared name at least one tensor that private does not")
     groups = list(dict.fromkeys(tensor.group for tensor in tensors if tensor.group is not None))
     if uniform:
-        ratios = Ratios(tuple(source.name for source in sources), recipe.merge.granularity, {group: [1 / len(sources)] * len(sources) for group in groups})
+        ratios = Ratios(
+            tuple(source.name for source in sources),
+            recipe.merge.granularity,
+            {group: [1 / len(sources)] * len(sources) for group in groups},
+        )
     else:
         ratios = resolve_ratios(loaded, groups)
     chosen = recipe.seed if seed is None else seed
@@ -123,7 +127,9 @@ def _target_network(loaded: LoadedRecipe, reference: Source, task: TaskSpec | No
     known, given = reference.network, loaded.architecture
     if given is not None and known is not None and known.name != given.name:
         todo = "correct architecture in the recipe"
-        raise InputError("the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found=known.name, todo=todo)
+        raise InputError(
+            "the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found=known.name, todo=todo
+        )
     if given is not None:
         inputs, outputs = (known.in_channels, known.out_channels) if known is not None else _channels(reference)
         arguments = {**({} if known is None else known.arguments), **given.arguments}
@@ -207,7 +213,11 @@ class _Outcomes:
             return TensorPlan(entry, SHARED, FUSED, group=group)
         shapes = f"{' / '.join(str(list(other.shape)) for other in found)} in the sources, {list(entry.shape)} in the target"
         if is_input and self.task is not None and self.loaded.recipe.merge.input_channels == "match" and self._channels_known():
-            missing = [m for m in self.task.modalities if not any(m in source.task.modalities for source in self.sources if source.task is not None)]
+            missing = [
+                m
+                for m in self.task.modalities
+                if not any(m in source.task.modalities for source in self.sources if source.task is not None)
+            ]
             detail = f"{shapes}; input channels matched by modality" + (f", random for {', '.join(missing)}" if missing else "")
             return self._adapted(TensorPlan(entry, SHARED, EXPANDED, group=group, detail=detail))
         return self._adapted(TensorPlan(entry, SHARED, RANDOM, detail=shapes))

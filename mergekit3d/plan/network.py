@@ -70,7 +70,9 @@ def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None)
             if allowed is not None and key not in allowed:
                 raise RecipeError("unknown argument of the architecture", where=f"architecture.{key}", wanted=", ".join(allowed))
         if known is not None and known.name != name:
-            raise InputError("the checkpoint is of another network", wanted=name, found=known.name, todo="correct architecture in the recipe")
+            raise InputError(
+                "the checkpoint is of another network", wanted=name, found=known.name, todo="correct architecture in the recipe"
+            )
     return NetworkSpec(name, len(task.modalities), task.channels, arguments)
 
 
@@ -97,7 +99,11 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
     shapes = network_shapes(spec)
     source_task = None if checkpoint.metadata is None else checkpoint.metadata.task
     heads = _heads(spec, shapes)
-    same_outputs = source_task is not None and list(source_task.outputs.items()) == list(task.outputs.items()) and source_task.exclusive == task.exclusive
+    same_outputs = (
+        source_task is not None
+        and list(source_task.outputs.items()) == list(task.outputs.items())
+        and source_task.exclusive == task.exclusive
+    )
     kind_of, input_weight = kinds(shapes), architecture(spec.name).input_weight(shapes)
     values, outcomes = {}, {"copied": 0, "expanded": 0, "random": 0}
     for name, shape in shapes.items():
@@ -147,7 +153,9 @@ def _expanded(checkpoint: Checkpoint, name: str, random: np.ndarray, source: Tas
 
 
 def _refuse_other_network(path: Path, spec: NetworkSpec, name: str) -> None:
-    raise InputError("the checkpoint is of another network", where=path, wanted=f"{spec.name} with a tensor {name}", found="none of that name and rank")
+    raise InputError(
+        "the checkpoint is of another network", where=path, wanted=f"{spec.name} with a tensor {name}", found="none of that name and rank"
+    )
 
 
 def _refuse_other_shape(path: Path, spec: NetworkSpec, name: str, wanted: tuple[int, ...], found: tuple[int, ...]) -> None:

@@ -35,7 +35,11 @@ class Ratios:
 
     def as_json(self) -> dict[str, Any]:
         """The content of ratios.json."""
-        return {"sources": list(self.sources), "granularity": self.granularity, "layers": {name: list(row) for name, row in self.layers.items()}}
+        return {
+            "sources": list(self.sources),
+            "granularity": self.granularity,
+            "layers": {name: list(row) for name, row in self.layers.items()},
+        }
 
 
 def write_ratios(path: Path, ratios: Ratios) -> None:
@@ -58,7 +62,9 @@ def read_ratios(path: Path) -> Ratios:
     except OSError as error:
         raise InputError("cannot read the mixing ratios", where=path, found=(error.strerror or "an error").lower()) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("damaged mixing ratios", where=path, wanted="sources, granularity and layers", found=type(error).__name__) from error
+        raise InputError(
+            "damaged mixing ratios", where=path, wanted="sources, granularity and layers", found=type(error).__name__
+        ) from error
     if not good:
         raise InputError("damaged mixing ratios", where=path, wanted="a ratio >= 0 for each source, not all 0")
     return ratios
@@ -102,12 +108,20 @@ def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str]) -> Ratios:
 
 def _from_file(ratios: Ratios, path: Path, names: tuple[str, ...], granularity: str, groups: Sequence[str]) -> Ratios:
     if sorted(ratios.sources) != sorted(names):
-        raise InputError("the mixing ratios are of other sources", where=path, wanted=", ".join(names), found=", ".join(map(str, ratios.sources)))
+        raise InputError(
+            "the mixing ratios are of other sources", where=path, wanted=", ".join(names), found=", ".join(map(str, ratios.sources))
+        )
     if ratios.granularity != granularity:
         raise InputError("the mixing ratios are of another granularity", where=path, wanted=granularity, found=ratios.granularity)
     missing = [group for group in groups if group not in ratios.layers]
     if missing:
-        raise InputError("mixing ratios are missing", where=path, wanted=missing[0], found=f"{len(missing)} of {len(groups)} without", todo="run adapt again")
+        raise InputError(
+            "mixing ratios are missing",
+            where=path,
+            wanted=missing[0],
+            found=f"{len(missing)} of {len(groups)} without",
+            todo="run adapt again",
+        )
     order = [ratios.sources.index(name) for name in names]
     return Ratios(names, granularity, {group: [ratios.layers[group][index] for index in order] for group in groups})
 
@@ -123,7 +137,9 @@ def _row(given: Mapping[str, Any], group: str, names: tuple[str, ...]) -> list[f
             raise RecipeError("a ratio for an unknown source", where="merge.ratios", found=name, todo=did_you_mean(name, names))
     missing = [name for name in names if name not in by_source]
     if missing:
-        raise RecipeError("a source without a ratio", where="merge.ratios", found=missing[0], todo="give every source one (0 leaves it out)")
+        raise RecipeError(
+            "a source without a ratio", where="merge.ratios", found=missing[0], todo="give every source one (0 leaves it out)"
+        )
     total = float(sum(by_source[name] for name in names))
     if total <= 0:
         raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")

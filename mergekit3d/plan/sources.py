@@ -88,7 +88,9 @@ def open_fisher(loaded: LoadedRecipe, model: SourceModel, checkpoint: Checkpoint
         if entry.is_float and name.rpartition(".")[2] not in ("running_mean", "running_var") and fisher.shapes.get(name) != entry.shape:
             found = fisher.shapes.get(name)
             wanted = f"{name} {list(entry.shape)}"
-            raise InputError("the Fisher diagonal does not fit the checkpoint", where=path, wanted=wanted, found="none" if found is None else list(found))
+            raise InputError(
+                "the Fisher diagonal does not fit the checkpoint", where=path, wanted=wanted, found="none" if found is None else list(found)
+            )
     return fisher
 
 
@@ -128,7 +130,8 @@ def check_one_network(sources: Sequence[Source]) -> None:
                     "the sources are of different networks",
                     where=source.checkpoint.path,
                     wanted=f"the {len(first.checkpoint.entries)} tensors of {first.name!r}",
-                    found=f"{'no ' if missing else 'also '}{odd}" + (f" ({len(missing) + len(unknown)} names differ)" if len(missing) + len(unknown) > 1 else ""),
+                    found=f"{'no ' if missing else 'also '}{odd}"
+                    + (f" ({len(missing) + len(unknown)} names differ)" if len(missing) + len(unknown) > 1 else ""),
                     todo="fuse checkpoints of one architecture, each trained from the one before",
                 )
             )

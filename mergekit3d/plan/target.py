@@ -45,7 +45,9 @@ def task_of_target(loaded: LoadedRecipe, target: TargetModel) -> TaskSpec:
     given = target.regions if target.regions is not None else target.labels
     if given is None:
         raise RecipeError("the target has no outputs", where="target", wanted="regions or labels", todo="for example regions: brats")
-    outputs = output_set(given) if isinstance(given, str) else {name: ids if isinstance(ids, tuple) else (ids,) for name, ids in given.items()}
+    outputs = (
+        output_set(given) if isinstance(given, str) else {name: ids if isinstance(ids, tuple) else (ids,) for name, ids in given.items()}
+    )
     modalities = target.modalities or _modalities_of(find_dataset(loaded.data_path(target.data), target.layout))
     task = TaskSpec(
         modalities=tuple(canonical_modality(modality) for modality in modalities),

@@ -51,7 +51,9 @@ def read_document(path: Path) -> Document:
     """
     try:
         if not path.is_file():
-            raise RecipeError("no such recipe", where=path) if not path.exists() else RecipeError("the recipe is no regular file", where=path)
+            raise (
+                RecipeError("no such recipe", where=path) if not path.exists() else RecipeError("the recipe is no regular file", where=path)
+            )
         content = path.read_bytes()
     except OSError as error:
         raise RecipeError("cannot read the recipe", where=path, found=(error.strerror or "an error").lower()) from error
@@ -123,7 +125,9 @@ def _construct(node: Any, path: KeyPath, lines: dict[KeyPath, int], where: str) 
             raise RecipeError("a key must be a text", where=f"{where}, line {line}")
         key = key_node.value
         if key in content:
-            raise RecipeError("the key stands twice", where=f"{where}, line {line}", found=repr(key), todo=f"first on line {lines[(*path, key)]}")
+            raise RecipeError(
+                "the key stands twice", where=f"{where}, line {line}", found=repr(key), todo=f"first on line {lines[(*path, key)]}"
+            )
         lines[(*path, key)] = line
         content[key] = _construct(value_node, (*path, key), lines, where)
     return content

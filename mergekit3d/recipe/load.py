@@ -164,7 +164,9 @@ def _fields_at(location: KeyPath) -> list[str]:
     for part in location:
         if isinstance(part, int):
             continue
-        models = [found for model in models if part in model.model_fields for found in _models_in(model.model_fields[part].annotation)] or models
+        models = [
+            found for model in models if part in model.model_fields for found in _models_in(model.model_fields[part].annotation)
+        ] or models
     return sorted({name for model in models for name in model.model_fields})
 
 

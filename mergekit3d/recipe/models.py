@@ -99,7 +99,9 @@ class TrainingModel(Model):
 class TrainModel(TrainingModel):
     """Training of a source model."""
 
-    init: str = Field("none", description="none, an earlier source's name, or a checkpoint to start from; heads are new where regions differ")
+    init: str = Field(
+        "none", description="none, an earlier source's name, or a checkpoint to start from; heads are new where regions differ"
+    )
 
 
 class AdaptModel(TrainingModel):
@@ -121,7 +123,9 @@ class FinetuneModel(TrainingModel):
 class FisherModel(Model):
     """Estimation of the Fisher diagonals of the sources."""
 
-    estimator: Annotated[Literal["sampled", "true"], BeforeValidator(_true_is_a_word)] = Field("sampled", description="labels drawn from the model's own prediction, or the true ones")
+    estimator: Annotated[Literal["sampled", "true"], BeforeValidator(_true_is_a_word)] = Field(
+        "sampled", description="labels drawn from the model's own prediction, or the true ones"
+    )
     draws: PositiveInt = Field(4, description="draws of the labels a subject")
     max_subjects: PositiveInt | None = Field(None, description="subjects at most")
     patch_size: Size3 | None = Field(None, description="one patch a subject of this size; left out: whole volumes")
@@ -156,10 +160,15 @@ class MergeModel(Model):
     method: str = Field("timm", description="merge method; see mergekit3d methods")
     granularity: Literal["model", "layer", "tensor", "kernel"] = Field("layer", description="what shares one mixing ratio")
     ratios: str | dict[str, Ratio | dict[str, Ratio]] | None = Field(
-        None, description="file of ratios (as adapt writes), uniform, by source, or by glob and source; left out: adapt/ratios.json for timm, else uniform"
+        None,
+        description="file of ratios (as adapt writes), uniform, by source, or by glob and source; left out: adapt/ratios.json for timm, else uniform",
     )
-    private: str | None = Field(None, description="private tensors: adapted, random, zero or a source's name; left out: adapted where there are, else random")
-    input_channels: Literal["match", "random"] = Field("match", description="first convolution where modalities differ: match by name, or random")
+    private: str | None = Field(
+        None, description="private tensors: adapted, random, zero or a source's name; left out: adapted where there are, else random"
+    )
+    input_channels: Literal["match", "random"] = Field(
+        "match", description="first convolution where modalities differ: match by name, or random"
+    )
     out: Path = Field(Path("fused.safetensors"), description="the fused checkpoint")
 
 
@@ -174,7 +183,9 @@ class PredictModel(Model):
 class StudyModel(Model):
     """A comparison of initialisations, as in the paper's Tables 2 to 4."""
 
-    initialisations: tuple[str, ...] = Field(("none", "imm", "timm"), min_length=1, description="none, names of sources or baselines, imm, timm")
+    initialisations: tuple[str, ...] = Field(
+        ("none", "imm", "timm"), min_length=1, description="none, names of sources or baselines, imm, timm"
+    )
     sizes: dict[str, SplitModel] = Field({}, description="splits of the target by name (4 %, 8 % ...); left out: the target's own")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of adaptation and fine-tuning")
     forgetting: bool = Field(True, description="evaluate the merges with each source's private tensors on that source's test subjects")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import architecture
-from mergekit3d.checkpoints import CHECKPOINT, Metadata, save_tensors
+from mergekit3d.checkpoints import CHECKPOINT, Metadata, open_checkpoint, save_tensors
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.datasets.augmentation import Transform, flips
 from mergekit3d.datasets.cache import SubjectStore
@@ -18,6 +18,7 @@ from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.options import Options
 from mergekit3d.plan.network import Start
 from mergekit3d.plan.target import Cohort
+from mergekit3d.plots.logs import read_log
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import TrainingModel
@@ -118,6 +119,36 @@ def refuse_trained(folder: Path, options: Options) -> None:
         raise UsageError("the output exists already", where=folder, todo="pass --force to replace it, --resume to go on, or --out to write elsewhere")
 
 
+def finished(stage: Stage, checkpoint: Path, options: Options) -> FitResult | None:
+    """How a stage ended that ``--resume`` finds complete: a queue may start a job once more that was done already.
+
+    Args:
+        stage: the stage.
+        checkpoint: what it leaves at its end.
+        options: with ``resume``.
+
+    Returns:
+        The result, from log.csv; None where there is something left to do.
+
+    Raises:
+        UsageError: the checkpoint comes from another recipe or start.
+    """
+    from mergekit3d.training.loop import LOG_NAME, FitResult
+    from mergekit3d.training.snapshot import SNAPSHOT_NAME
+
+    if not options.resume or (stage.out / SNAPSHOT_NAME).exists() or not checkpoint.exists():
+        return None
+    metadata = open_checkpoint(checkpoint).metadata
+    if metadata is None or metadata.provenance.get("recipe") != stage.identity():
+        raise UsageError("nothing to resume", where=stage.out, found="results of another recipe", todo="pass --force to replace them, or another --out")
+    log = read_log(stage.out / LOG_NAME)
+    epochs, losses, dice = len(log.epochs), log.get("validation_loss"), log.get("validation_dice")
+    if losses is None:
+        return FitResult(epochs, epochs, None, None, "done before")
+    best = min(range(epochs), key=lambda index: losses[index])
+    return FitResult(epochs, best + 1, float(losses[best]), None if dice is None else float(dice[best]), "done before")
+
+
 def run_stage(stage: Stage, *, options: Options, reporter: Reporter) -> TrainResult:
     """Train a network whole; see `fit_stage` for the parts.
 
@@ -127,6 +158,9 @@ def run_stage(stage: Stage, *, options: Options, reporter: Reporter) -> TrainRes
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import Trainable
 
+    done = finished(stage, stage.out / "best.safetensors", options)
+    if done is not None:
+        return train_result(stage.out, done, best="best.safetensors")
     runtime = resolve_runtime(options.device, options.precision)
     network = stage.start.build().to(runtime.device)
     reporter.info(f"{stage.method}: {describe(stage)}")

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergekit3d.checkpoints import save_tensors
 from mergekit3d.errors import RecipeError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FUSED, FusionPlan, plan_fusion
 from mergekit3d.plan.network import fusion_start
-from mergekit3d.plan.ratios import Ratios, write_ratios
+from mergekit3d.plan.ratios import Ratios, read_ratios, write_ratios
+from mergekit3d.plots.ratios import plot_ratios
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergekit3d.adaptation import FusedWeights, SharedTensor
+    from mergekit3d.training.cohort import Stage
+    from mergekit3d.training.loop import FitResult, Trainable
 
+RATIOS_NAME, CHECKPOINT_NAME, PICTURE_NAME = "ratios.json", "checkpoint.safetensors", "ratios.png"
 DELTA = "mergekit3d.delta"
 """Name under which the loop carries delta beside the network's tensors; it is never written into a checkpoint."""
 
@@ -113,56 +118,66 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
         return _run(stage, plan, loaded.recipe.adapt, options=options, reporter=reporter)
 
 
-def _run(stage: Any, plan: FusionPlan, settings: AdaptModel, *, options: Options, reporter: Reporter) -> AdaptResult:
-    from mergekit3d.checkpoints import save_tensors
-    from mergekit3d.plots.ratios import plot_ratios
-    from mergekit3d.training.cohort import cpu_state, describe, fit_stage
+def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, *, options: Options, reporter: Reporter) -> AdaptResult:
+    from mergekit3d.training.cohort import describe, finished, fit_stage
+
+    done = finished(stage, stage.out / CHECKPOINT_NAME, options)
+    if done is not None:
+        return _result(stage.out, done)
+    trainable, fused = _trainable(stage, plan, settings, options)
+    reporter.info(f"adapt: {describe(stage)}; {len(fused.groups)} ratios a source")
+
+    def save(name: str, tensors: dict[str, Tensor]) -> None:
+        """Only the best state leaves files; in a snapshot everything else is kept."""
+        if name != "best":
+            return
+        ratios = Ratios(plan.ratios.sources, plan.ratios.granularity, _rows(fused, tensors[DELTA]))
+        write_ratios(stage.out / RATIOS_NAME, ratios)
+        plot_ratios(ratios.as_json(), stage.out / PICTURE_NAME)
+        save_tensors(stage.out / CHECKPOINT_NAME, {key: value for key, value in tensors.items() if key != DELTA}, stage.metadata())
+
+    return _result(stage.out, fit_stage(stage, trainable, save, options=options, reporter=reporter))
+
+
+def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, options: Options) -> tuple[Trainable, FusedWeights]:
+    """The network whose shared parameters follow delta, with delta and the private parameters to train."""
+    from mergekit3d.training.cohort import cpu_state
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import Trainable
 
-    runtime = resolve_runtime(options.device, options.precision)
-    network = stage.start.build().to(runtime.device)
+    network = stage.start.build().to(resolve_runtime(options.device, options.precision).device)
     fused = fused_weights(network, plan, settings)
     fused.fuse()
-    reporter.info(f"adapt: {describe(stage)}; {len(fused.groups)} ratios a source")
-    paths = {name: stage.out / name for name in ("ratios.json", "checkpoint.safetensors", "log.csv", "ratios.png")}
-    sources = tuple(source.name for source in plan.sources)
 
     def state() -> dict[str, Tensor]:
         fused.fuse()
         return {**cpu_state(network), DELTA: fused.delta.detach().cpu().clone()}
 
-    def save(name: str, tensors: dict[str, Tensor]) -> None:
-        if name != "best":
-            return
-        ratios = Ratios(sources, plan.ratios.granularity, _rows(fused, tensors[DELTA]))
-        write_ratios(paths["ratios.json"], ratios)
-        kept = {key: value for key, value in tensors.items() if key != DELTA}
-        save_tensors(paths["checkpoint.safetensors"], kept, stage.metadata())
-
-    private = [parameter for name, parameter in network.named_parameters() if name not in shared_names(plan)]
+    shared = shared_names(plan)
+    private = [parameter for name, parameter in network.named_parameters() if name not in shared]
     trainable = Trainable(
         network=network,
         parameter_groups=[{"params": private}, {"params": [fused.delta], "lr": settings.ratio_learning_rate, "weight_decay": 0.0}],
         before_forward=fused.fuse,
         after_backward=fused.backward,
-        columns=lambda: _columns(fused, sources),
+        columns=lambda: _columns(fused, plan.ratios.sources),
         state=state,
     )
-    result = fit_stage(stage, trainable, save, options=options, reporter=reporter)
-    content = _read_json(paths["ratios.json"])
-    plot_ratios(content, paths["ratios.png"])
+    return trainable, fused
+
+
+def _result(folder: Path, fit: FitResult) -> AdaptResult:
     return AdaptResult(
-        ratios=paths["ratios.json"],
-        checkpoint=paths["checkpoint.safetensors"],
-        log=paths["log.csv"],
-        picture=paths["ratios.png"],
-        epochs=result.epochs,
-        best_epoch=result.best_epoch,
-        validation_loss=result.best_validation_loss,
-        validation_dice=result.best_validation_dice,
-        stopped=result.stopped,
-        layers=content["layers"],
+        ratios=folder / RATIOS_NAME,
+        checkpoint=folder / CHECKPOINT_NAME,
+        log=folder / "log.csv",
+        picture=folder / PICTURE_NAME,
+        epochs=fit.epochs,
+        best_epoch=fit.best_epoch,
+        validation_loss=fit.best_validation_loss,
+        validation_dice=fit.best_validation_dice,
+        stopped=fit.stopped,
+        layers=read_ratios(folder / RATIOS_NAME).layers,
     )
 
 
@@ -175,6 +190,9 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) ->
     """The network's shared parameters as a function of delta, with the ratios where the recipe starts them."""
     from mergekit3d.adaptation import FusedWeights, inverse_trace_ratios
 
+    parameters = {name for name, _ in network.named_parameters()}
+    for name in shared_names(plan) - parameters:
+        raise RecipeError("running statistics cannot be adapted", where=name, todo="let partitions.private name them, as kind:norm does")
     tensors = [_shared_tensor(plan, tensor.entry.name, tensor.group or "") for tensor in plan.tensors if tensor.outcome == FUSED]
     groups = list(dict.fromkeys(tensor.group for tensor in tensors))
     initial: dict[str, list[float]] = {}
@@ -215,13 +233,7 @@ def _rows(fused: FusedWeights, delta: Tensor) -> dict[str, Any]:
 def _columns(fused: FusedWeights, sources: Sequence[str]) -> dict[str, float]:
     """Columns of log.csv: the ratio of every layer and source (by kernel: its mean)."""
     return {
-        f"ratio_{group}_{source}": float(np.mean(value))
+        f"ratio_{group}_{source}": float(np.mean(np.asarray(value)))
         for group, row in fused.ratios_by_group().items()
         for source, value in zip(sources, row, strict=True)
     }
-
-
-def _read_json(path: Path) -> Any:
-    import json
-
-    return json.loads(path.read_text(encoding="utf-8"))

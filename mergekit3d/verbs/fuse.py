@@ -148,4 +148,8 @@ def _provenance(loaded: LoadedRecipe, plan: FusionPlan) -> dict[str, Any]:
 
 def _remarks(plan: FusionPlan) -> list[str]:
     """One line on each shared tensor that could not be fused as it is."""
-    return [f"{tensor.outcome}: {tensor.entry.name}: {tensor.detail}" for tensor in plan.tensors if tensor.detail is not None and tensor.partition == "shared"]
+    return [
+        f"{tensor.outcome}: {tensor.entry.name}: {tensor.detail}"
+        for tensor in plan.tensors
+        if tensor.detail is not None and tensor.partition == "shared"
+    ]

@@ -96,7 +96,11 @@ def _describe(checkpoint: Checkpoint, *, values: bool) -> dict[str, Any]:
 
 def _checkpoint_lines(checkpoint: Checkpoint, content: Mapping[str, Any]) -> list[str]:
     network = content["architecture"]
-    name = "unknown network" if network is None else ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in network.items())
+    name = (
+        "unknown network"
+        if network is None
+        else ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in network.items())
+    )
     dtypes = Counter(entry.dtype for entry in checkpoint.entries.values())
     lines = [
         f"{checkpoint.path}: {name}",
@@ -120,7 +124,9 @@ def _compare(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:
         shapes = [list(checkpoint.shapes[name]) if name in checkpoint.entries else None for checkpoint in opened]
         reason = None
         if any(shape is None for shape in shapes):
-            reason = "missing in " + ", ".join(checkpoint.path.name for checkpoint, shape in zip(opened, shapes, strict=True) if shape is None)
+            reason = "missing in " + ", ".join(
+                checkpoint.path.name for checkpoint, shape in zip(opened, shapes, strict=True) if shape is None
+            )
         elif any(shape != shapes[0] for shape in shapes):
             reason = "shapes differ"
         elif not all(checkpoint.entries[name].is_float for checkpoint in opened):

@@ -103,7 +103,9 @@ def test_reference_vectors(case, kind, dtype):
     np.testing.assert_allclose(case["fused"], fused, rtol=0, atol=TOLERANCES[dtype] * scale)
     # The derivative divides the distance from the fused weights by the normaliser, and with it the rounding of both.
     amplified = scale / min(case["alpha"])
-    np.testing.assert_allclose(case["dfused_dalpha"], [row.tolist() for row in derivatives], rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype] * amplified)
+    np.testing.assert_allclose(
+        case["dfused_dalpha"], [row.tolist() for row in derivatives], rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype] * amplified
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
@@ -111,7 +113,9 @@ def test_vectors_from_delta(case):
     """The whole way from delta, as adaptation goes it, gives the reference too."""
     ratios = mixing_ratios(np.array(case["delta"]))
 
-    np.testing.assert_allclose(case["fused"], fuse(arrays("numpy", case["theta"]), arrays("numpy", case["fisher"]), list(ratios)), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        case["fused"], fuse(arrays("numpy", case["theta"]), arrays("numpy", case["fisher"]), list(ratios)), rtol=0, atol=1e-11
+    )
 
 
 def test_ratio_gradient_is_what_autograd_finds():
@@ -214,4 +218,7 @@ def test_a_common_scale_of_fisher_changes_nothing(fusion, factor):
     thetas, _, ratios = fusion
     fishers = np.random.default_rng(0).chisquare(1, thetas.shape).astype(np.float32)
 
-    assert fuse(list(thetas), list(fishers), ratios.tolist()).tobytes() == fuse(list(thetas), list(fishers * np.float32(factor)), ratios.tolist()).tobytes()
+    assert (
+        fuse(list(thetas), list(fishers), ratios.tolist()).tobytes()
+        == fuse(list(thetas), list(fishers * np.float32(factor)), ratios.tolist()).tobytes()
+    )

@@ -62,7 +62,9 @@ def test_ratios_sum_to_one(delta, dtype):
     ratios = mixing_ratios(np.array(delta, dtype))
 
     assert float(ratios.sum(dtype=np.float64)) == pytest.approx(1, abs=1e-6 if dtype == "float32" else 1e-14)
-    np.testing.assert_allclose(ratios, mixing_ratios(torch.tensor(np.array(delta, dtype))).numpy(), rtol=2e-5 if dtype == "float32" else 1e-12)
+    np.testing.assert_allclose(
+        ratios, mixing_ratios(torch.tensor(np.array(delta, dtype))).numpy(), rtol=2e-5 if dtype == "float32" else 1e-12
+    )
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=5), st.integers(0, 1000))
@@ -84,7 +86,9 @@ def test_delta_gradient_of_many_groups():
     found = delta_gradient(delta, mixing_ratios(delta), gradient)
 
     for column in range(5):
-        np.testing.assert_allclose(delta_gradient(delta[:, column], mixing_ratios(delta[:, column]), gradient[:, column]), found[:, column], rtol=1e-12)
+        np.testing.assert_allclose(
+            delta_gradient(delta[:, column], mixing_ratios(delta[:, column]), gradient[:, column]), found[:, column], rtol=1e-12
+        )
     from_torch = delta_gradient(torch.from_numpy(delta), mixing_ratios(torch.from_numpy(delta)), torch.from_numpy(gradient))
     np.testing.assert_allclose(found, from_torch.numpy(), rtol=1e-12)
 

@@ -37,7 +37,8 @@ class EncoderLevel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.input(x)
-        return x + self.context[1](self.dropout(self.context[0](x)))
+        residual: Tensor = self.context[1](self.dropout(self.context[0](x)))
+        return x + residual
 
 
 class DecoderLevel(nn.Module):
@@ -56,7 +57,8 @@ class DecoderLevel(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = self.upsample(functional.interpolate(x, scale_factor=2, mode="nearest"))
         x = torch.cat([skip, x], dim=1)
-        return self.localization[1](self.localization[0](x))
+        localized: Tensor = self.localization[1](self.localization[0](x))
+        return localized
 
 
 class Isensee2017(nn.Module):
@@ -101,8 +103,12 @@ class Isensee2017(nn.Module):
                 for level in range(depth)
             ]
         )
-        self.decoder = nn.ModuleDict({str(level): DecoderLevel(filters[level], leaky_slope=leaky_slope) for level in reversed(range(depth - 1))})
-        self.segmentation = nn.ModuleList([nn.Conv3d(filters[level], out_channels, 1) for level in range(min(segmentation_levels, depth - 1))])
+        self.decoder = nn.ModuleDict(
+            {str(level): DecoderLevel(filters[level], leaky_slope=leaky_slope) for level in reversed(range(depth - 1))}
+        )
+        self.segmentation = nn.ModuleList(
+            [nn.Conv3d(filters[level], out_channels, 1) for level in range(min(segmentation_levels, depth - 1))]
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits.
