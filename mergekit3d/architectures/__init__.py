@@ -49,6 +49,19 @@ class NetworkSpec:
 
 
 @dataclass(frozen=True)
+class Argument:
+    """A keyword argument of a network.
+
+    Args:
+        wanted: what it must be, in words.
+        fits: whether a value is that.
+    """
+
+    wanted: str
+    fits: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A family of networks.
 
@@ -59,7 +72,7 @@ class Architecture:
         partitions: default patterns of shared and private tensors.
         input_weight: name of the weight whose axis 1 runs over the modalities.
         multiple_of: input sizes must be a multiple of this.
-        arguments: names of the keyword arguments that a recipe may give; None for any.
+        arguments: keyword arguments that a recipe may give, by name; None for any.
         retarget: shapes of a state dict changed to the inputs and outputs of a specification, without torch; None: the network
             is built on the meta device.
         zero_information: globs of biases whose information is exactly 0, since a norm follows.
@@ -71,7 +84,7 @@ class Architecture:
     partitions: Callable[[Shapes], Partitions]
     input_weight: Callable[[Shapes], str | None]
     multiple_of: Callable[[NetworkSpec], int]
-    arguments: tuple[str, ...] | None = None
+    arguments: Mapping[str, Argument] | None = None
     retarget: Callable[[Shapes, NetworkSpec], dict[str, tuple[int, ...]]] | None = None
     zero_information: tuple[str, ...] = ()
 
@@ -102,6 +115,23 @@ def architecture(name: str) -> Architecture:
         return imported_architecture(name)
     todo = f"{did_you_mean(name, ARCHITECTURES)}; or give an import path such as monai.UNet"
     raise RecipeError("unknown architecture", where=name, todo=todo)
+
+
+def check_arguments(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse keyword arguments that a network does not take.
+
+    Raises:
+        RecipeError: unknown, or of a value that it cannot have.
+    """
+    known = architecture(name).arguments
+    for key, value in arguments.items():
+        where = f"architecture.{key}"
+        if key in ("in_channels", "out_channels"):
+            raise RecipeError("the channels of a network follow from its task", where=where, todo="leave it out")
+        if known is not None and key not in known:
+            raise RecipeError("unknown argument of the architecture", where=where, todo=did_you_mean(key, known))
+        if known is not None and not known[key].fits(value):
+            raise RecipeError(f"cannot build {name}", where=where, wanted=known[key].wanted, found=value)
 
 
 def infer_network(shapes: Shapes) -> NetworkSpec | None:
@@ -144,11 +174,15 @@ def check_shapes(spec: NetworkSpec, shapes: Shapes, where: object) -> None:
 
 
 def network_shapes(spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a network, in its own order, without allocating it."""
+    """Shape of every tensor of a network, in its own order, without allocating it where that can be helped."""
     import torch
 
-    with torch.device("meta"):
-        network = architecture(spec.name).build(spec)
+    build = architecture(spec.name).build
+    try:
+        with torch.device("meta"):
+            network = build(spec)
+    except (RuntimeError, NotImplementedError):  # some networks look at values while they are built
+        network = build(spec)
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 

@@ -54,7 +54,7 @@ def _build(spec: NetworkSpec) -> nn.Module:
             break
     try:
         return network_class(**arguments)  # type: ignore[no-any-return]  # the class comes from an import path
-    except (TypeError, ValueError, AssertionError) as error:
+    except (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError) as error:
         raise RecipeError(
             "cannot build the network", where=spec.name, found=str(error)[:200], todo="check its keyword arguments"
         ) from error
@@ -70,7 +70,7 @@ def _find_class(name: str) -> Any:
         raise RecipeError("the network's code is not trusted", where=name, todo="name it as architecture in the recipe to import it")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:  # the latter two of names that begin with a dot
         raise RecipeError("cannot import the network", where=name, found=str(error)) from error
     found = getattr(module, class_name, None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

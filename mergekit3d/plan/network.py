@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_arguments, network_of, network_shapes
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
@@ -65,10 +65,7 @@ def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None)
     else:
         name = given.name
         arguments = {**(known.arguments if known is not None and known.name == name else {}), **given.arguments}
-        allowed = architecture(name).arguments
-        for key in arguments:
-            if allowed is not None and key not in allowed:
-                raise RecipeError("unknown argument of the architecture", where=f"architecture.{key}", wanted=", ".join(allowed))
+        check_arguments(name, arguments)
         if known is not None and known.name != name:
             raise InputError(
                 "the checkpoint is of another network", wanted=name, found=known.name, todo="correct architecture in the recipe"

@@ -13,7 +13,7 @@ from mergekit3d.storage.atomic import write_text
 from mergekit3d.verbs.run import RunResult, run_loaded
 
 SPACING_MM = 6.0
-SOURCE_SUBJECTS, TARGET_SUBJECTS = 22, 16
+SOURCE_SUBJECTS, TARGET_SUBJECTS = 17, 14
 
 
 def demo(out: Path | str = "demo", *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> RunResult:

@@ -43,7 +43,7 @@ BRIGHTNESS: dict[str, tuple[float, float, float, float]] = {
 }
 TISSUE_SPREAD = 0.035  # standard deviation of a tissue's brightness between subjects
 TUMOUR_SPREAD = 0.10  # tumours differ more
-GAMMA_SPREAD = 0.15  # of the logarithm of the exponent that bends the whole scale
+GAMMA_SPREAD = 0.12  # of the logarithm of the exponent that bends the whole scale
 
 
 def draw_contrasts(generator: np.random.Generator, modalities: Sequence[str]) -> tuple[Array, Array]:

@@ -13,10 +13,10 @@ from mergekit3d.datasets.phantom.fields import Array, View, bounding_box, draw_f
 from mergekit3d.datasets.phantom.tissues import DURA, VESSEL, member_table
 
 LESION = 77
-DURA_MM, DURA_GAPS = 1.5, -0.3
-BIAS_MM, BIAS_SPREAD = 60.0, 0.17  # of the logarithm of the gain
-TEXTURE_MM, TEXTURE_SPREAD = 5.0, 0.05
-NOISE = (0.035, 0.065)  # of white matter in T1
+DURA_MM, DURA_GAPS = 1.5, 0.2
+BIAS_MM, BIAS_SPREAD = 80.0, 0.21  # of the logarithm of the gain
+TEXTURE_MM, TEXTURE_SPREAD = 5.0, 0.03
+NOISE = (0.02, 0.04)  # of white matter in T1
 BLUR_VOXELS = 0.45
 UNITS = (250.0, 1000.0)  # scanner units of white matter in T1
 
