@@ -184,5 +184,5 @@ def _probe(network: nn.Module, biases: Sequence[str], image_shape: Sequence[int]
     return [
         name
         for name in biases
-        if 0 < (weight := largest.get(f"{layer_of(name)}.weight", 0.0)) and largest[name] <= PROBE_TOLERANCE * weight
+        if (weight := largest.get(f"{layer_of(name)}.weight", 0.0)) > 0 and largest[name] <= PROBE_TOLERANCE * weight
     ]

@@ -78,7 +78,9 @@ def _merging(loaded: LoadedRecipe, method: str, ratios: dict[str, float | dict[s
     return loaded.changed(target=None, merge=merge)
 
 
-def _dice_on_task(loaded: LoadedRecipe, source: SourceModel, rows: Sequence[LoadedRecipe], options: Options, reporter: Reporter) -> list[float]:
+def _dice_on_task(
+    loaded: LoadedRecipe, source: SourceModel, rows: Sequence[LoadedRecipe], options: Options, reporter: Reporter
+) -> list[float]:
     """Mean Dice of every merge, with one source's private tensors, on that source's test subjects."""
     from mergekit3d.prediction import measure_subjects, predictor_from
     from mergekit3d.training.cohort import open_store

@@ -9,7 +9,6 @@ import numpy as np
 
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.checkpoints import TensorEntry
-from mergekit3d.merging.fusion import Array
 from mergekit3d.merging.partitions import kinds
 from mergekit3d.plan.fusion import COPIED, EXPANDED, FUSED, ZERO, FusionPlan, TensorPlan
 from mergekit3d.plan.ratios import GroupRatios
@@ -82,11 +81,14 @@ def combine(plan: FusionPlan, thetas: Sequence[np.ndarray], fishers: Sequence[np
 def _expanded(plan: FusionPlan, tensor: TensorPlan, random: np.ndarray) -> np.ndarray:
     """Input channels matched by modality name: each is fused over the sources that have it, and random where none has."""
     name, group = tensor.entry.name, tensor.group
-    assert plan.task is not None and group is not None
+    assert plan.task is not None
+    assert group is not None
     values = random
     for channel, modality in enumerate(plan.task.modalities):
         having = [
-            (index, source) for index, source in enumerate(plan.sources) if source.task is not None and modality in source.task.modalities
+            (index, source)
+            for index, source in enumerate(plan.sources)
+            if source.task is not None and modality in source.task.modalities and plan.ratios.layers[group][index] != 0
         ]
         if not having:
             continue
@@ -115,6 +117,6 @@ def _fisher(source: Source, name: str) -> np.ndarray:
     return widened(source.fisher.read(name))
 
 
-def widened(values: Array) -> Any:
+def widened(values: np.ndarray) -> np.ndarray:
     """float32 or wider: fusion never computes in half precision."""
     return values.astype(np.float32) if values.dtype.itemsize < 4 else values

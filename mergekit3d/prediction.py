@@ -110,7 +110,9 @@ def predictor_of(
     spec, task = network_of(opened), None if opened.metadata is None else opened.metadata.task
     if spec is None or task is None:
         missing = "its architecture" if spec is None else "its modalities and regions"
-        raise InputError("the checkpoint does not say what it predicts", where=opened.path, wanted=missing, todo="use a checkpoint that mergekit3d wrote")
+        raise InputError(
+            "the checkpoint does not say what it predicts", where=opened.path, wanted=missing, todo="use a checkpoint that mergekit3d wrote"
+        )
     check_shapes(spec, opened.shapes, opened.path)
     network = build_network(spec)
     network.load_state_dict(load_tensors(opened))
@@ -197,7 +199,9 @@ def measure_subjects(
             yield measures
 
 
-def open_subjects(dataset: Dataset, subjects: Sequence[Subject], task: TaskSpec, reporter: Reporter, *, with_target: bool = False) -> SubjectStore:
+def open_subjects(
+    dataset: Dataset, subjects: Sequence[Subject], task: TaskSpec, reporter: Reporter, *, with_target: bool = False
+) -> SubjectStore:
     """Images of subjects, each prepared once and not kept; numbered by their place in the data set."""
     wanted: Mapping[str, Subject] = {subject.name: subject for subject in subjects}
     numbered = {number: wanted[known.name] for number, known in enumerate(dataset.subjects, 1) if known.name in wanted}

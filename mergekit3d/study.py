@@ -157,7 +157,13 @@ class Study:
         def identity() -> Any:
             cohort = open_cohort(loaded, loaded.recipe.target)
             init = [] if model.init == NONE else files_identity([loaded.input_path(model.init)])
-            return [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, self._seed(loaded.recipe.seed)]
+            return [
+                model.model_dump(mode="json"),
+                self._architecture(),
+                self._cohort_identity(cohort),
+                init,
+                self._seed(loaded.recipe.seed),
+            ]
 
         def action() -> object:
             return train_model(loaded, loaded.recipe.target, model, out=folder, options=self._seeded, reporter=self.reporter)
@@ -191,7 +197,13 @@ class Study:
         def identity() -> Any:
             cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
             init = [] if model.init == NONE else files_identity([earlier.get(model.init, loaded.input_path(model.init))])
-            return [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, self._seed(loaded.recipe.seed)]
+            return [
+                model.model_dump(mode="json"),
+                self._architecture(),
+                self._cohort_identity(cohort),
+                init,
+                self._seed(loaded.recipe.seed),
+            ]
 
         def action() -> object:
             return train_model(loaded, source.target, model, out=folder, earlier=earlier, options=self._seeded, reporter=self.reporter)
@@ -246,7 +258,9 @@ class Study:
         yield Step(
             label("finetune", arm),
             (best, arm.log),
-            lambda: decided(partitions, loaded.recipe.finetune.model_dump(mode="json"), files_identity([loaded.merge_path] if fusing else [])),
+            lambda: decided(
+                partitions, loaded.recipe.finetune.model_dump(mode="json"), files_identity([loaded.merge_path] if fusing else [])
+            ),
             lambda: finetune_loaded(loaded, options=self._quiet, reporter=self.reporter),
         )
         if self._has_test(loaded.recipe.target):
@@ -289,7 +303,9 @@ class Study:
                 label("compare", group[0], with_initialisation=False),
                 (folder / "compare.json", folder / "compare.png"),
                 lambda: files_identity(metrics),
-                lambda: compare(metrics, out=folder, names=[arm.initialisation for arm in _winner_first(group)], force=True, reporter=self.reporter),
+                lambda: compare(
+                    metrics, out=folder, names=[arm.initialisation for arm in _winner_first(group)], force=True, reporter=self.reporter
+                ),
             )
         if study.forgetting and any(self._has_test(source.target) for source in self.loaded.recipe.sources):
             merged = [arm for arm in group if arm.initialisation in (IMM, TIMM)]

@@ -30,12 +30,16 @@ def study_results(study: Study) -> report.StudyResults:
     sources = [source.name for source in loaded.recipe.sources]
     return report.StudyResults(
         title=loaded.name,
-        arms=[_arm(study, arm) for arm in study.arms if arm.metrics.exists()],
+        arms=[_arm(arm) for arm in study.arms if arm.metrics.exists()],
         data=_data(study),
         sources=sources,
         baselines=[source.name for source in loaded.recipe.baselines],
-        adaptations=[_adaptation(study, arm) for arm in study.arms if (arm.loaded.out / "adapt" / "ratios.json").exists()],
-        trainings=[_training(name, loaded.out / name / "train" / "log.csv") for name in sources if (loaded.out / name / "train" / "log.csv").exists()],
+        adaptations=[_adaptation(arm) for arm in study.arms if (arm.loaded.out / "adapt" / "ratios.json").exists()],
+        trainings=[
+            _training(name, loaded.out / name / "train" / "log.csv")
+            for name in sources
+            if (loaded.out / name / "train" / "log.csv").exists()
+        ],
         forgetting=_forgetting(study),
         pictures=_pictures(study),
         fusions=_fusions(study),
@@ -43,11 +47,11 @@ def study_results(study: Study) -> report.StudyResults:
     )
 
 
-def _arm(study: Study, arm: Arm) -> report.Arm:
+def _arm(arm: Arm) -> report.Arm:
     epochs, dice = _length(arm.log)
     return report.Arm(
         name=arm.initialisation,
-        split=_split_name(study, arm),
+        split=_split_name(arm),
         metrics=read_metrics_csv(arm.metrics),
         seed=arm.seed,
         log=arm.log if arm.log.exists() else None,
@@ -56,14 +60,14 @@ def _arm(study: Study, arm: Arm) -> report.Arm:
     )
 
 
-def _split_name(study: Study, arm: Arm) -> str:
+def _split_name(arm: Arm) -> str:
     return arm.size or f"{len(_target_cohort(arm).split.train)} subjects"
 
 
-def _adaptation(study: Study, arm: Arm) -> report.Adaptation:
+def _adaptation(arm: Arm) -> report.Adaptation:
     folder = arm.loaded.out / "adapt"
     epochs, dice = _length(folder / "log.csv")
-    return report.Adaptation(_split_name(study, arm), _read(folder / "ratios.json"), arm.seed, folder / "log.csv", epochs, dice)
+    return report.Adaptation(_split_name(arm), _read(folder / "ratios.json"), arm.seed, folder / "log.csv", epochs, dice)
 
 
 def _training(name: str, log: Path) -> report.Training:
@@ -104,7 +108,7 @@ def _pictures(study: Study) -> list[report.Picture]:
     for group in study.groups():
         path = study.folder_of(group) / "slices.png"
         if path.exists():
-            caption = f"A test subject (the median by mean Dice), truth and predictions after fine-tuning, {_split_name(study, group[0])}"
+            caption = f"A test subject (the median by mean Dice), truth and predictions after fine-tuning, {_split_name(group[0])}"
             found.append(report.Picture(path.read_bytes(), caption))
     return found
 
@@ -124,7 +128,9 @@ def _data(study: Study) -> str:
     for source in study.loaded.recipe.sources:
         if source.target is not None:
             cohort = open_cohort(study.loaded, source.target)
-            sentences.append(f"{source.name}: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {len(cohort.task.outputs)} regions.")
+            sentences.append(
+                f"{source.name}: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {len(cohort.task.outputs)} regions."
+            )
     if study.arms:
         cohort = _target_cohort(study.arms[0])
         sentences.append(f"Target: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {', '.join(cohort.task.outputs)}.")

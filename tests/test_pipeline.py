@@ -54,7 +54,9 @@ def project(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path]
     """A folder with HCP and BraTS subjects and the recipes of two sources and of T-IMM."""
     root = make_data(tmp_path_factory.mktemp("project"))
     (root / "m1.yaml").write_text(SOURCE.format(network=NETWORK, regions="hcp-1-7", skip=0, init="none", training=TRAINING))
-    (root / "m2.yaml").write_text(SOURCE.format(network=NETWORK, regions="hcp-8-14", skip=3, init="m1/train/best.safetensors", training=TRAINING))
+    (root / "m2.yaml").write_text(
+        SOURCE.format(network=NETWORK, regions="hcp-8-14", skip=3, init="m1/train/best.safetensors", training=TRAINING)
+    )
     (root / "timm.yaml").write_text(TIMM)
     return root
 
@@ -87,7 +89,11 @@ def trained(project: Path) -> Path:
 def test_pipeline_leaves_the_files_of_the_contract(trained: Path) -> None:
     """Every command of the pipeline writes what it promises."""
     expected = [
-        *(f"{name}/train/{file}" for name in ("m1", "m2") for file in ("best.safetensors", "last.safetensors", "log.csv", "progress.png", "split.json")),
+        *(
+            f"{name}/train/{file}"
+            for name in ("m1", "m2")
+            for file in ("best.safetensors", "last.safetensors", "log.csv", "progress.png", "split.json")
+        ),
         *(f"{name}/train/best.fisher.safetensors" for name in ("m1", "m2")),
         *(f"timm/adapt/{file}" for file in ("ratios.json", "checkpoint.safetensors", "log.csv", "ratios.png")),
         *("timm/fused.safetensors", "timm/fused.report.json"),
@@ -104,7 +110,10 @@ def test_fused_weights_are_eq_2_of_the_files_written(trained: Path) -> None:
     ratios = json.loads((trained / "timm/adapt/ratios.json").read_text())
     fused = load_file(trained / "timm/fused.safetensors")
     theta, fisher = (
-        [{name: values.astype(np.float64) for name, values in load_file(trained / f"{source}/train/best{kind}.safetensors").items()} for source in ratios["sources"]]
+        [
+            {name: values.astype(np.float64) for name, values in load_file(trained / f"{source}/train/best{kind}.safetensors").items()}
+            for source in ratios["sources"]
+        ]
         for kind in ("", ".fisher")
     )
     names = [tensor["name"] for tensor in report["tensors"] if tensor["outcome"] == "fused"]
@@ -161,7 +170,9 @@ def test_predictions_lie_on_the_native_grid(trained: Path) -> None:
 @pytest.mark.parametrize("init", ["none", "m1", "m2", "imm"])
 def test_finetune_starts_from_every_initialisation(trained: Path, init: str, tmp_path: Path) -> None:
     """Fine-tuning runs from random, from each source, and from IMM as well."""
-    code, output = call("finetune", "--recipe", trained / "timm.yaml", "--set", f"finetune.init={init}", "--set", "finetune.epochs=1", "--out", tmp_path)
+    code, output = call(
+        "finetune", "--recipe", trained / "timm.yaml", "--set", f"finetune.init={init}", "--set", "finetune.epochs=1", "--out", tmp_path
+    )
 
     assert 0 == code, output
     assert (tmp_path / "finetune/best.safetensors").is_file()
@@ -169,7 +180,10 @@ def test_finetune_starts_from_every_initialisation(trained: Path, init: str, tmp
 
 def test_bare_checkpoint_needs_no_flags(trained: Path, tmp_path: Path) -> None:
     """`mergekit3d fisher m1.pt --data hcp/` works for a bare state dict: network and modalities are told from it and the data."""
-    torch.save({name: torch.from_numpy(values.copy()) for name, values in load_file(trained / "m1/train/best.safetensors").items()}, tmp_path / "m1.pt")
+    torch.save(
+        {name: torch.from_numpy(values.copy()) for name, values in load_file(trained / "m1/train/best.safetensors").items()},
+        tmp_path / "m1.pt",
+    )
     code, output = call("fisher", tmp_path / "m1.pt", "--data", trained / "hcp", "--max-subjects", "1", "--draws", "1")
 
     assert 0 == code, output
@@ -213,7 +227,7 @@ def test_bad_recipes_get_one_clear_line(trained: Path, tmp_path: Path, change: s
 def test_subject_without_a_modality_is_named(trained: Path, tmp_path: Path) -> None:
     """A missing file of one subject is told with the subject's name, what it has, and what to do."""
     shutil.copytree(trained / "brats", tmp_path / "brats")
-    os.remove(tmp_path / "brats/HGG/Brats18_X_1_1/Brats18_X_1_1_t1ce.nii.gz")
+    (tmp_path / "brats/HGG/Brats18_X_1_1/Brats18_X_1_1_t1ce.nii.gz").unlink()
     code, output = call("adapt", "--recipe", trained / "timm.yaml", "--set", f"target.data={tmp_path / 'brats'}", "--out", tmp_path / "out")
 
     assert 65 == code
@@ -239,7 +253,17 @@ def test_label_outside_the_map_is_refused(trained: Path, tmp_path: Path) -> None
 def test_checkpoint_of_another_network_is_refused(trained: Path, tmp_path: Path) -> None:
     """Sources of different networks are told apart before any work."""
     torch.save({"conv.weight": torch.zeros(2, 2, 3, 3, 3)}, tmp_path / "other.pt")
-    code, output = call("fuse", "--recipe", trained / "timm.yaml", "--set", "merge.method=mean-imm", "--set", f"sources.m2.checkpoint={tmp_path / 'other.pt'}", "--out", tmp_path)
+    code, output = call(
+        "fuse",
+        "--recipe",
+        trained / "timm.yaml",
+        "--set",
+        "merge.method=mean-imm",
+        "--set",
+        f"sources.m2.checkpoint={tmp_path / 'other.pt'}",
+        "--out",
+        tmp_path,
+    )
 
     assert 65 == code
     assert "the sources are of different networks" in output

@@ -37,7 +37,11 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path], P
         path = root / f"{name}.safetensors"
         save_tensors(path, tensors, Metadata(CHECKPOINT, spec.as_json(), task))
         provenance = {"checkpoint": open_checkpoint(path).digest}
-        save_tensors(root / f"{name}.fisher.safetensors", {key: torch.ones_like(value) for key, value in tensors.items()}, Metadata(FISHER, provenance=provenance))
+        save_tensors(
+            root / f"{name}.fisher.safetensors",
+            {key: torch.ones_like(value) for key, value in tensors.items()},
+            Metadata(FISHER, provenance=provenance),
+        )
     return root
 
 
@@ -89,7 +93,12 @@ def test_merges_are_planned(name: str, method: str, data: Path) -> None:
 )
 def test_whole_recipes_are_planned(name: str, splits: list[str], first: str, last: str, data: Path) -> None:
     """All steps are known, in the order of their inputs, before the first one runs."""
-    overrides = [f"data.hcp={data / 'hcp'}", f"data.brats={data / 'brats'}", f"sources.m1.target.split={SMALL}", f"sources.m2.target.split={SKIPPED}"]
+    overrides = [
+        f"data.hcp={data / 'hcp'}",
+        f"data.brats={data / 'brats'}",
+        f"sources.m1.target.split={SMALL}",
+        f"sources.m2.target.split={SKIPPED}",
+    ]
     overrides += [f"{split}.split={SMALL}" if split == "target" else f"{split}={SMALL}" for split in splits]
     if name.startswith("paper"):
         overrides += [f"baselines.{joint}.target.split={SMALL}" for joint in ("joint-1-14", "joint-1-7", "joint-8-14")]

@@ -53,7 +53,15 @@ def names_done(root: Path, *overrides: str) -> list[str]:
 def test_run_writes_every_result(ran: Path) -> None:
     """Metrics of each arm, the comparison, the forgetting matrix, pictures, and one report."""
     out = ran / "small"
-    expected = ["none/test/metrics.csv", "timm/test/metrics.csv", "timm/fused.safetensors", "compare.json", "forgetting.json", "slices.png", "report.html"]
+    expected = [
+        "none/test/metrics.csv",
+        "timm/test/metrics.csv",
+        "timm/fused.safetensors",
+        "compare.json",
+        "forgetting.json",
+        "slices.png",
+        "report.html",
+    ]
 
     assert [] == [name for name in expected if not (out / name).is_file()]
     assert ["m1", "m2", "timm"] == json.loads((out / "forgetting.json").read_text())["networks"]

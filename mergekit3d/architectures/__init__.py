@@ -73,6 +73,7 @@ class Architecture:
         input_weight: name of the weight whose axis 1 runs over the modalities.
         multiple_of: input sizes must be a multiple of this.
         arguments: keyword arguments that a recipe may give, by name; None for any.
+        decisive: those of them that a state dict tells, so that a recipe cannot say otherwise.
         retarget: shapes of a state dict changed to the inputs and outputs of a specification, without torch; None: the network
             is built on the meta device.
         zero_information: globs of biases whose information is exactly 0, since a norm follows.
@@ -85,6 +86,7 @@ class Architecture:
     input_weight: Callable[[Shapes], str | None]
     multiple_of: Callable[[NetworkSpec], int]
     arguments: Mapping[str, Argument] | None = None
+    decisive: tuple[str, ...] = ()
     retarget: Callable[[Shapes, NetworkSpec], dict[str, tuple[int, ...]]] | None = None
     zero_information: tuple[str, ...] = ()
 
@@ -195,6 +197,17 @@ def first_convolution(shapes: Shapes) -> str | None:
     """The first convolution's weight in the order of the state dict."""
     kind_of = kinds(shapes)
     return next((name for name in shapes if kind_of[name] == "conv" and name.endswith("weight")), None)
+
+
+def channels_of(shapes: Shapes) -> tuple[int, int]:
+    """Inputs and outputs of a network that nothing else is known of, from its first and last layer with a weight."""
+    kind_of = kinds(shapes)
+    weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
+    if not weights:
+        return 1, 1
+    # A transposed convolution has its outputs on axis 1; its bias tells.
+    last = shapes.get(f"{layer_of(weights[-1])}.bias", shapes[weights[-1]])
+    return shapes[weights[0]][1], last[0]
 
 
 def norms_and_last_layer(shapes: Shapes) -> Partitions:

@@ -86,6 +86,7 @@ ISENSEE2017 = register(
             "dropout": _fraction(),
             "leaky_slope": _fraction(),
         },
+        decisive=("base_filters", "depth"),
         retarget=retarget,
         zero_information=("encoder.*.conv.bias", "decoder.*.conv.bias"),
     )

@@ -51,7 +51,7 @@ def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
-    for _, file_format in FORMATS.items():
+    for file_format in map(FORMATS.get, FORMATS):
         if file_format.recognises(head):
             checkpoint = file_format.open(path)
             if verify:
@@ -71,7 +71,7 @@ def write_checkpoint(path: Path | str, tensors: Iterable[tuple[TensorEntry, np.n
         OutputError: the file system refused.
     """
     path = Path(path)
-    for _, file_format in FORMATS.items():
+    for file_format in map(FORMATS.get, FORMATS):
         if path.suffix.lower() in file_format.suffixes:
             return file_format.write(path, tensors, metadata)
     endings = sorted(suffix for _, file_format in FORMATS.items() for suffix in file_format.suffixes)

@@ -116,7 +116,7 @@ def _culprit(error: Exception) -> str:
     text = str(error)
     for marker in ("GLOBAL ", "Unsupported global: ", "Unsupported class "):
         if marker in text:
-            return text.split(marker, 1)[1].split()[0].strip("`.,") or "another object"
+            return text.split(marker, 1)[1].split(maxsplit=1)[0].strip("`.,") or "another object"
     return "another object"
 
 

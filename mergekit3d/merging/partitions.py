@@ -7,7 +7,7 @@ owns a weight and its bias: the name up to the last dot.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit3d.errors import MergeKit3DError, RecipeError
@@ -109,6 +109,6 @@ def ratio_groups(names: Iterable[str], granularity: str) -> dict[str, str]:
     Returns:
         Name of the group for every tensor, in the order given.
     """
-    by_granularity = {"model": lambda _: "model", "layer": layer_of, "tensor": str, "kernel": layer_of}
+    by_granularity: Mapping[str, Callable[[str], str]] = {"model": lambda _: "model", "layer": layer_of, "tensor": str, "kernel": layer_of}
     group = by_granularity[granularity]
     return {name: group(name) for name in names}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergekit3d.architectures import NetworkSpec, architecture, network_shapes, norms_and_last_layer
+from mergekit3d.architectures import NetworkSpec, architecture, channels_of, check_arguments, network_shapes, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, TensorEntry, open_checkpoint
-from mergekit3d.errors import InputError, ProblemCollector, RecipeError
+from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, MergeMethod
-from mergekit3d.merging.partitions import SHARED, Partitions, assign, check_patterns, ratio_groups
+from mergekit3d.merging.partitions import BUFFERS, SHARED, Partitions, assign, check_patterns, ratio_groups
 from mergekit3d.plan.ratios import Ratios, ratios_path, resolve_ratios
 from mergekit3d.plan.sources import Source, open_sources
 from mergekit3d.plan.target import task_of_target
 from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import ArchitectureModel
 from mergekit3d.registry import did_you_mean
 
 FUSED, COPIED, EXPANDED, RANDOM, ZERO = "fused", "copied", "expanded", "random", "zero"
@@ -86,8 +87,16 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
     recipe = loaded.recipe
     problems = ProblemCollector()
     method = METHODS.get(recipe.merge.method)
-    sources = open_sources(loaded, with_fisher=method.uses_fisher)
-    task = None if recipe.target is None else task_of_target(loaded, recipe.target)
+    task, sources = None, []
+    try:
+        task = None if recipe.target is None else task_of_target(loaded, recipe.target)
+    except MergeKit3DError as error:
+        problems.add(error)
+    try:
+        sources = open_sources(loaded, with_fisher=method.uses_fisher)
+    except MergeKit3DError as error:
+        problems.add(error)
+    problems.raise_if_any()
     reference = next((source for source in sources if task is None and source.name == recipe.merge.private), sources[-1])
     network = _target_network(loaded, reference, task)
     shapes = _target_shapes(sources[0], reference, network)
@@ -95,7 +104,8 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
     for problem in check_patterns(partitions, shapes):
         problems.add(problem)
     adapted = None if uniform else _open_adapted(loaded)
-    tensors = _Outcomes(loaded, sources, shapes, assign(partitions, shapes), network, task, adapted).all(problems)
+    output_task = task if task is not None else reference.task
+    tensors = _Outcomes(loaded, sources, shapes, assign(partitions, shapes), network, output_task, adapted).all(problems)
     problems.raise_if_any()
     if not any(tensor.outcome == FUSED for tensor in tensors):
         raise RecipeError("nothing would be fused", where="partitions", todo="let shared name at least one tensor that private does not")
@@ -108,9 +118,29 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
         )
     else:
         ratios = resolve_ratios(loaded, groups)
+    tensors = tuple(_checked(tensor, ratios, sources, output_task) for tensor in tensors)
     chosen = recipe.seed if seed is None else seed
-    output_task = task if task is not None else reference.task
     return FusionPlan(method, tuple(sources), tensors, ratios, network, output_task, adapted, chosen)
+
+
+def _checked(tensor: TensorPlan, ratios: Ratios, sources: Sequence[Source], task: TaskSpec | None) -> TensorPlan:
+    """The plan of a tensor with what its ratios add to it: which input channels no source is left for.
+
+    Raises:
+        InputError: ratios by kernel of another number than the tensor's output channels.
+    """
+    if tensor.group is None:
+        return tensor
+    row = ratios.layers[tensor.group]
+    for ratio in row:
+        if isinstance(ratio, Sequence) and len(ratio) != tensor.entry.shape[0]:
+            wanted = f"{tensor.entry.shape[0]} a source for {tensor.entry.name}"
+            raise InputError("the mixing ratios are of another number of kernels", where="merge.ratios", wanted=wanted, found=len(ratio))
+    if tensor.outcome != EXPANDED or task is None:
+        return tensor
+    left = [source.task for source, ratio in zip(sources, row, strict=True) if source.task is not None and ratio != 0]
+    missing = [modality for modality in task.modalities if not any(modality in other.modalities for other in left)]
+    return replace(tensor, detail=f"{tensor.detail}, random for {', '.join(missing)}") if missing else tensor
 
 
 def partitions_of(loaded: LoadedRecipe, network: NetworkSpec | None, shapes: Mapping[str, Sequence[int]]) -> Partitions:
@@ -131,7 +161,9 @@ def _target_network(loaded: LoadedRecipe, reference: Source, task: TaskSpec | No
             "the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found=known.name, todo=todo
         )
     if given is not None:
-        inputs, outputs = (known.in_channels, known.out_channels) if known is not None else _channels(reference)
+        check_arguments(given.name, given.arguments)
+        _check_told(reference, given)
+        inputs, outputs = (known.in_channels, known.out_channels) if known is not None else channels_of(reference.checkpoint.shapes)
         arguments = {**({} if known is None else known.arguments), **given.arguments}
         known = NetworkSpec(given.name, inputs, outputs, arguments)
     if known is None or task is None:
@@ -139,10 +171,21 @@ def _target_network(loaded: LoadedRecipe, reference: Source, task: TaskSpec | No
     return NetworkSpec(known.name, len(task.modalities), task.channels, known.arguments)
 
 
-def _channels(source: Source) -> tuple[int, int]:
-    if source.task is None:
-        return 1, 1
-    return len(source.task.modalities), source.task.channels
+def _check_told(reference: Source, given: ArchitectureModel) -> None:
+    """Refuse an architecture whose arguments are not those that the tensors tell."""
+    described = architecture(given.name)
+    if not described.decisive:
+        return
+    told = described.infer(reference.checkpoint.shapes)
+    if told is None:
+        raise InputError("the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found="other tensors")
+    for key in described.decisive:
+        wanted, found = given.arguments.get(key, told.arguments[key]), told.arguments[key]
+        if wanted != found:
+            todo = "correct architecture in the recipe, or leave it out"
+            raise InputError(
+                "the checkpoint does not fit the network", where=reference.checkpoint.path, wanted=f"{key} {wanted}", found=found, todo=todo
+            )
 
 
 def _target_shapes(first: Source, reference: Source, network: NetworkSpec | None) -> dict[str, tuple[int, ...]]:
@@ -206,28 +249,29 @@ class _Outcomes:
         if self.partition_of[name] != SHARED:
             return self._private(entry)
         found = [source.checkpoint.entries[name] for source in self.sources]
-        if not entry.is_float:
-            detail = "an integer buffer is never averaged; taken from the last source"
-            return TensorPlan(entry, SHARED, COPIED, origin=self.sources[-1].name, detail=detail)
-        if all(other.shape == entry.shape for other in found):
+        fits = all(other.shape == entry.shape for other in found)
+        if not entry.is_float or (fits and name.rpartition(".")[2] in BUFFERS):
+            kind = "running statistics have no Fisher information" if entry.is_float else "an integer buffer is never averaged"
+            return TensorPlan(entry, SHARED, COPIED, origin=self.sources[-1].name, detail=f"{kind}; taken from the last source")
+        if fits and not (is_input and self._modalities_differ()):
             return TensorPlan(entry, SHARED, FUSED, group=group)
         shapes = f"{' / '.join(str(list(other.shape)) for other in found)} in the sources, {list(entry.shape)} in the target"
         if is_input and self.task is not None and self.loaded.recipe.merge.input_channels == "match" and self._channels_known():
-            missing = [
-                m
-                for m in self.task.modalities
-                if not any(m in source.task.modalities for source in self.sources if source.task is not None)
-            ]
-            detail = f"{shapes}; input channels matched by modality" + (f", random for {', '.join(missing)}" if missing else "")
+            detail = f"{shapes}; input channels matched by modality"
             return self._adapted(TensorPlan(entry, SHARED, EXPANDED, group=group, detail=detail))
-        return self._adapted(TensorPlan(entry, SHARED, RANDOM, detail=shapes))
+        return self._adapted(TensorPlan(entry, SHARED, RANDOM, detail=f"{shapes}; other modalities" if fits else shapes))
+
+    def _modalities_differ(self) -> bool:
+        """Whether a channel of the first convolution is another modality in a source than in the target: names count, not positions."""
+        wanted = None if self.task is None else self.task.modalities
+        return wanted is not None and any(source.task is not None and source.task.modalities != wanted for source in self.sources)
 
     def _channels_known(self) -> bool:
         return all(source.task is not None for source in self.sources)
 
     def _private(self, entry: TensorEntry) -> TensorPlan:
         wanted = self.loaded.recipe.merge.private
-        if wanted is None and self.task is None:
+        if wanted is None and self.loaded.recipe.target is None:
             wanted = self.sources[-1].name
         if wanted == ZERO:
             return TensorPlan(entry, "private", ZERO)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.registry import did_you_mean
 from mergekit3d.storage.atomic import write_json
+from mergekit3d.textfiles import read_json_object
 
 ADAPTED_RATIOS = Path("adapt") / "ratios.json"
 GroupRatios = Sequence[float] | Sequence[Sequence[float]]
@@ -53,26 +53,28 @@ def read_ratios(path: Path) -> Ratios:
     Raises:
         InputError: missing, damaged, or ratios that are negative, not finite or all zero.
     """
+    if not path.exists():
+        raise InputError("no mixing ratios", where=path, todo="run adapt first, or set merge.ratios: uniform")
+    content = read_json_object(path, "the mixing ratios")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ratios = Ratios(tuple(content["sources"]), content["granularity"], content["layers"])
+        ratios = Ratios(tuple(content["sources"]), content["granularity"], dict(content["layers"]))
         good = all(len(row) == len(ratios.sources) and _is_distribution(row) for row in ratios.layers.values())
-    except FileNotFoundError as error:
-        raise InputError("no mixing ratios", where=path, todo="run adapt first, or set merge.ratios: uniform") from error
-    except OSError as error:
-        raise InputError("cannot read the mixing ratios", where=path, found=(error.strerror or "an error").lower()) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        good = good and all(isinstance(name, str) for name in ratios.sources)
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             "damaged mixing ratios", where=path, wanted="sources, granularity and layers", found=type(error).__name__
         ) from error
     if not good:
-        raise InputError("damaged mixing ratios", where=path, wanted="a ratio >= 0 for each source, not all 0")
+        raise InputError("damaged mixing ratios", where=path, wanted="a ratio >= 0 for each source, not all 0 (by kernel: above 0)")
     return ratios
 
 
 def _is_distribution(row: Any) -> bool:
-    flat = [value for part in row for value in (part if isinstance(part, list) else [part])]
-    return all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in flat) and sum(flat) > 0
+    """One number a source, or one list a source, of one length; a kernel cannot leave a source out."""
+    by_kernel = any(isinstance(part, list) for part in row)
+    flat = [value for values in zip(*row, strict=True) for value in values] if by_kernel else list(row)
+    good = all(type(value) in (int, float) and math.isfinite(value) and value >= 0 for value in flat)
+    return good and (min(flat, default=0) if by_kernel else sum(flat)) > 0
 
 
 def ratios_path(loaded: LoadedRecipe) -> Path | None:
@@ -101,8 +103,9 @@ def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str]) -> Ratios:
     path = ratios_path(loaded)
     if path is not None:
         return _from_file(read_ratios(path), path, names, recipe.merge.granularity, groups)
-    given = recipe.merge.ratios
-    rows = {group: _row(given if isinstance(given, dict) else {}, group, names) for group in groups}
+    given = recipe.merge.ratios if isinstance(recipe.merge.ratios, dict) else {}
+    _check_given(given, groups, names)
+    rows = {group: _row(given, group, names) for group in groups}
     return Ratios(names, recipe.merge.granularity, rows)
 
 
@@ -123,24 +126,38 @@ def _from_file(ratios: Ratios, path: Path, names: tuple[str, ...], granularity: 
             todo="run adapt again",
         )
     order = [ratios.sources.index(name) for name in names]
-    return Ratios(names, granularity, {group: [ratios.layers[group][index] for index in order] for group in groups})
+    rows: dict[str, Any] = {group: [ratios.layers[group][index] for index in order] for group in groups}
+    return Ratios(names, granularity, rows)
+
+
+def _check_given(given: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...]) -> None:
+    """Refuse what would be passed over: globs that name no group, unknown sources, the two forms mixed."""
+    globs = {glob: row for glob, row in given.items() if isinstance(row, dict)}
+    if globs and len(globs) != len(given):
+        odd = next(name for name in given if name not in globs)
+        todo = "give ratios by source, or by glob and source (* for all others)"
+        raise RecipeError("ratios by source and by glob do not mix", where="merge.ratios", found=odd, todo=todo)
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(group, glob) for group in groups):
+            raise RecipeError("the pattern names no ratio", where="merge.ratios", found=repr(glob), todo=did_you_mean(glob, groups[:6]))
+    for row in globs.values() or ([given] if given else []):
+        for name in row:
+            if name not in names:
+                raise RecipeError("a ratio for an unknown source", where="merge.ratios", found=name, todo=did_you_mean(name, names))
+        missing = [name for name in names if name not in row]
+        if missing:
+            todo = "give every source one (0 leaves it out)"
+            raise RecipeError("a source without a ratio", where="merge.ratios", found=missing[0], todo=todo)
+        if sum(row.values()) <= 0:
+            raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
 
 
 def _row(given: Mapping[str, Any], group: str, names: tuple[str, ...]) -> list[float]:
-    by_source = given
+    """The first glob that fits decides; uniform where none does."""
+    row = given
     if any(isinstance(value, dict) for value in given.values()):
-        by_source = next((row for glob, row in given.items() if isinstance(row, dict) and fnmatch.fnmatchcase(group, glob)), {})
-    if not by_source:
+        row = next((row for glob, row in given.items() if fnmatch.fnmatchcase(group, glob)), {})
+    if not row:
         return [1 / len(names)] * len(names)
-    for name in by_source:
-        if name not in names:
-            raise RecipeError("a ratio for an unknown source", where="merge.ratios", found=name, todo=did_you_mean(name, names))
-    missing = [name for name in names if name not in by_source]
-    if missing:
-        raise RecipeError(
-            "a source without a ratio", where="merge.ratios", found=missing[0], todo="give every source one (0 leaves it out)"
-        )
-    total = float(sum(by_source[name] for name in names))
-    if total <= 0:
-        raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
-    return [float(by_source[name]) / total for name in names]
+    total = float(sum(row[name] for name in names))
+    return [float(row[name]) / total for name in names]

@@ -15,16 +15,16 @@ from mergekit3d.errors import RecipeError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
-INTEGER = re.compile(r"[-+]?[0-9]+")
+INTEGER = re.compile(r"[-+]?[0-9]{1,100}")  # longer ones are read as floats: Python refuses integers of thousands of digits
 OTHER_INTEGER = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 CONSTANTS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", "+.inf"), float("inf")),
-    "-.inf": float("-inf"),
-    ".nan": float("nan"),
+    **dict.fromkeys((sign + word for sign in ("", "+") for word in (".inf", ".Inf", ".INF")), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
 
 KeyPath = tuple[str | int, ...]
@@ -78,7 +78,7 @@ def parse_document(text: str, where: str) -> Document:
     import yaml
 
     try:
-        _refuse_anchors(text, where)
+        _check_events(text, where)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -96,11 +96,17 @@ def parse_value(text: str, where: str) -> Any:
     return parse_document(f"value: {text}", where).content["value"]
 
 
-def _refuse_anchors(text: str, where: str) -> None:
+def _check_events(text: str, where: str) -> None:
+    """Refuse anchors, tags and deep nesting before anything is built of the text: building recurses."""
     import yaml
 
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        assert event.start_mark is not None
         line = event.start_mark.line + 1
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise RecipeError("the recipe is nested too deeply", where=f"{where}, line {line}")
         if getattr(event, "anchor", None) is not None:
             raise RecipeError("anchors and aliases are not allowed", where=f"{where}, line {line}", todo="write the value out")
         tag = getattr(event, "tag", None)
@@ -112,8 +118,6 @@ def _construct(node: Any, path: KeyPath, lines: dict[KeyPath, int], where: str) 
     import yaml
 
     lines.setdefault(path, node.start_mark.line + 1)
-    if len(path) > MAX_DEPTH:
-        raise RecipeError("the recipe is nested too deeply", where=f"{where}, line {lines[path]}")
     if isinstance(node, yaml.ScalarNode):
         return _scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):

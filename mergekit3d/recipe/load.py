@@ -140,7 +140,11 @@ def _problem(location: KeyPath, details: Any, document: Document, where: str) ->
         return RecipeError(f"unknown key {key!r}", where=place, todo=did_you_mean(str(location[-1]), fields))
     if details["type"] == "missing":
         return RecipeError(f"the key {key!r} is missing", where=place)
-    return RecipeError(f"wrong value of {key!r}", where=place, found=details["msg"].removeprefix("Value error, ").lower())
+    return RecipeError(f"wrong value of {key!r}", where=place, found=_lower_first(details["msg"].removeprefix("Value error, ")))
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def _real_location(details: Any, content: Any) -> KeyPath:

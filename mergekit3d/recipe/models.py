@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
-Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Ratio = Annotated[float, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -24,7 +24,7 @@ def _true_is_a_word(value: Any) -> Any:
 class Model(BaseModel):
     """A part of a recipe: unknown keys are refused, values do not change, inputs are not echoed in errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=())
 
 
 class ArchitectureModel(Model):
@@ -47,7 +47,7 @@ class SplitModel(Model):
     validation: Count | Path | None = Field(None, description="number of validation subjects, or a file of names")
     test: Count | Path | None = Field(None, description="number of test subjects (from the end of the shuffled list), or a file of names")
     skip: Count = Field(0, description="subjects left out at the start of the shuffled list (another model trains on them)")
-    seed: int = Field(0, description="seed of the shuffle")
+    seed: Count = Field(0, description="seed of the shuffle")
 
 
 class TargetModel(Model):
@@ -161,7 +161,7 @@ class MergeModel(Model):
     granularity: Literal["model", "layer", "tensor", "kernel"] = Field("layer", description="what shares one mixing ratio")
     ratios: str | dict[str, Ratio | dict[str, Ratio]] | None = Field(
         None,
-        description="file of ratios (as adapt writes), uniform, by source, or by glob and source; left out: adapt/ratios.json for timm, else uniform",
+        description="file of ratios, uniform, by source, or by glob and source; left out: adapt/ratios.json for timm, else uniform",
     )
     private: str | None = Field(
         None, description="private tensors: adapted, random, zero or a source's name; left out: adapted where there are, else random"
@@ -187,7 +187,7 @@ class StudyModel(Model):
         ("none", "imm", "timm"), min_length=1, description="none, names of sources or baselines, imm, timm"
     )
     sizes: dict[str, SplitModel] = Field({}, description="splits of the target by name (4 %, 8 % ...); left out: the target's own")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="seeds of adaptation and fine-tuning")
+    seeds: tuple[Count, ...] = Field((0,), min_length=1, description="seeds of adaptation and fine-tuning")
     forgetting: bool = Field(True, description="evaluate the merges with each source's private tensors on that source's test subjects")
 
 
@@ -196,7 +196,7 @@ class Recipe(Model):
 
     version: Literal[1] = Field(description="of the recipe's format")
     name: Name | None = Field(None, description="left out: the name of the file")
-    seed: int = Field(0, description="of everything random")
+    seed: Count = Field(0, description="of everything random")
     out: Path | None = Field(None, description="output folder; left out: a folder of the recipe's name beside it")
     data: dict[Name, Path] = Field({}, description="folders of data sets by name")
     architecture: str | ArchitectureModel | None = Field(None, description="network; left out: what the checkpoints say")

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from mergekit3d.errors import MergeKit3DError, OutputError, UsageError
 
 TEMPORARY_PREFIX = ".mergekit3d-"
 TEMPORARY_SUFFIX = ".tmp"
+_UMASK_LOCK = threading.Lock()
 _under_way: set[str] = set()
 
 
@@ -149,6 +151,8 @@ def _sync(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    # It can be read by setting it alone; two threads that do so at once would leave it at 0.
+    with _UMASK_LOCK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

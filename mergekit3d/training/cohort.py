@@ -116,7 +116,9 @@ def refuse_trained(folder: Path, options: Options) -> None:
     if options.force or options.resume:
         return
     if any((folder / name).exists() for name in ("best.safetensors", "last.safetensors", "checkpoint.safetensors", "log.csv")):
-        raise UsageError("the output exists already", where=folder, todo="pass --force to replace it, --resume to go on, or --out to write elsewhere")
+        raise UsageError(
+            "the output exists already", where=folder, todo="pass --force to replace it, --resume to go on, or --out to write elsewhere"
+        )
 
 
 def finished(stage: Stage, checkpoint: Path, options: Options) -> FitResult | None:
@@ -140,7 +142,9 @@ def finished(stage: Stage, checkpoint: Path, options: Options) -> FitResult | No
         return None
     metadata = open_checkpoint(checkpoint).metadata
     if metadata is None or metadata.provenance.get("recipe") != stage.identity():
-        raise UsageError("nothing to resume", where=stage.out, found="results of another recipe", todo="pass --force to replace them, or another --out")
+        raise UsageError(
+            "nothing to resume", where=stage.out, found="results of another recipe", todo="pass --force to replace them, or another --out"
+        )
     log = read_log(stage.out / LOG_NAME)
     epochs, losses, dice = len(log.epochs), log.get("validation_loss"), log.get("validation_dice")
     if losses is None:
@@ -190,7 +194,9 @@ def fit_stage(
     from mergekit3d.training.loop import fit
 
     if not stage.cohort.split.train:
-        raise RecipeError("no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects")
+        raise RecipeError(
+            "no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects"
+        )
     write_split(stage.out / "split.json", stage.cohort.split)
     store = open_store(stage.cohort, ("train", "validation"), reporter)
     return fit(

@@ -15,8 +15,8 @@ from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FUSED, FusionPlan, plan_fusion
 from mergekit3d.plan.network import fusion_start
 from mergekit3d.plan.ratios import Ratios, read_ratios, write_ratios
-from mergekit3d.plots.ratios import plot_ratios
 from mergekit3d.plan.target import open_cohort
+from mergekit3d.plots.ratios import plot_ratios
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.recipe.models import AdaptModel
@@ -112,7 +112,9 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
     if len(plan.sources) < 2:
         raise RecipeError("one source has no ratios to learn", where="sources", wanted="two or more")
     start = fusion_start(plan)
-    digests = [{"name": s.name, "checkpoint": s.checkpoint.digest, "fisher": None if s.fisher is None else s.fisher.digest} for s in plan.sources]
+    digests = [
+        {"name": s.name, "checkpoint": s.checkpoint.digest, "fisher": None if s.fisher is None else s.fisher.digest} for s in plan.sources
+    ]
     stage = Stage("adapt", loaded, cohort, loaded.recipe.adapt, start, out, seed, {"sources": digests})
     with output_lock(out):
         return _run(stage, plan, loaded.recipe.adapt, options=options, reporter=reporter)
@@ -200,7 +202,7 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) ->
         row = [float(settings.ratios.get(source.name, 0)) for source in plan.sources]
         if len(settings.ratios) != len(row) or min(row) <= 0:
             raise RecipeError("cannot start from these ratios", where="adapt.ratios", wanted="a ratio above 0 for each source")
-        initial = {group: row for group in groups}
+        initial = dict.fromkeys(groups, row)
     if settings.normalise_fisher:
         scales = inverse_trace_ratios(tensors)
         uniform = [1 / len(plan.sources)] * len(plan.sources)

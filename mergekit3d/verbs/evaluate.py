@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,9 @@ def evaluate(
         out = options.out or Path(pred)
         rows = _compare_folders(Path(pred), Path(truth), layout, _outputs(regions), names, empty)
     else:
-        raise UsageError("evaluate needs a checkpoint and --data, or --pred and --truth", todo="for example: evaluate best.safetensors --data brats/")
+        raise UsageError(
+            "evaluate needs a checkpoint and --data, or --pred and --truth", todo="for example: evaluate best.safetensors --data brats/"
+        )
     return write_evaluation(out, rows, convention=empty, force=options.force)
 
 
@@ -154,7 +157,12 @@ def _compare_folders(
     for name, path in predictions.items():
         predicted, reference = read_labels(path), read_labels(truths[name])
         if not same_grid(predicted.data.shape, predicted.affine, reference.data.shape, reference.affine):
-            raise InputError("prediction and truth lie on different grids", where=f"subject {name}", wanted=reference.data.shape, found=predicted.data.shape)
+            raise InputError(
+                "prediction and truth lie on different grids",
+                where=f"subject {name}",
+                wanted=reference.data.shape,
+                found=predicted.data.shape,
+            )
         masks = truth_of(predicted.data, task), truth_of(reference.data, task)
         files = (path.name, truths[name].name)
         yield measure_subject(name, *masks, spacing_of(reference.affine), convention=convention, files=files)
@@ -196,4 +204,4 @@ def _chosen(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Su
 
 
 def _defined(value: float) -> float | None:
-    return None if value != value else value
+    return None if math.isnan(value) else value

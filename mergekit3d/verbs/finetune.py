@@ -78,7 +78,9 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
     if init in names:
         alone = loaded.changed(
             sources=(names[init],),
-            merge=loaded.recipe.merge.model_copy(update={"method": "mean-imm", "ratios": "uniform", "private": "random", "granularity": "model"}),
+            merge=loaded.recipe.merge.model_copy(
+                update={"method": "mean-imm", "ratios": "uniform", "private": "random", "granularity": "model"}
+            ),
         )
         return fusion_start(plan_fusion(alone, seed=seed))
     if init == loaded.recipe.merge.method and _method_of(loaded.merge_path) == init:
@@ -94,7 +96,12 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
     path = loaded.merge_path if init == loaded.recipe.merge.method else loaded.input_path(init)
     if not path.exists():
         known = ", ".join([NONE, *names, IMM, TIMM])
-        raise RecipeError("nothing to start fine-tuning from", where=f"finetune.init: {init}", wanted=f"{known} or a checkpoint file", found="no such file")
+        raise RecipeError(
+            "nothing to start fine-tuning from",
+            where=f"finetune.init: {init}",
+            wanted=f"{known} or a checkpoint file",
+            found="no such file",
+        )
     return checkpoint_start(loaded, path, cohort.task, seed)
 
 

@@ -141,7 +141,9 @@ def fisher_sources(
     loaded = load_recipe(recipe, overrides=overrides, out=options.out)
     sources = [source for source in loaded.recipe.sources if source.target is not None]
     if not sources:
-        raise RecipeError("no source tells its data", where=loaded.path, wanted="sources with a target", todo="or run: mergekit3d fisher CKPT --data DIR")
+        raise RecipeError(
+            "no source tells its data", where=loaded.path, wanted="sources with a target", todo="or run: mergekit3d fisher CKPT --data DIR"
+        )
     return FisherResults(tuple(fisher_of_source(loaded, source, options=options, reporter=reporter) for source in sources))
 
 
@@ -153,7 +155,9 @@ def fisher_of_source(loaded: LoadedRecipe, source: SourceModel, *, options: Opti
     refuse_existing(out, force=options.force)
     cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
     opened = open_checkpoint(loaded.checkpoint_path(source))
-    return estimate(opened, cohort.dataset, cohort.task, cohort.split.train, loaded.recipe.fisher, out=out, options=options, reporter=reporter)
+    return estimate(
+        opened, cohort.dataset, cohort.task, cohort.split.train, loaded.recipe.fisher, out=out, options=options, reporter=reporter
+    )
 
 
 def estimate(
@@ -186,11 +190,21 @@ def estimate(
 
     spec = network_of(checkpoint)
     if spec is None:
-        raise InputError("the network cannot be told from the tensors", where=checkpoint.path, todo="use a checkpoint of mergekit3d, which says its architecture")
+        raise InputError(
+            "the network cannot be told from the tensors",
+            where=checkpoint.path,
+            todo="use a checkpoint of mergekit3d, which says its architecture",
+        )
     check_shapes(spec, checkpoint.shapes, checkpoint.path)
     if spec.in_channels != len(task.modalities):
         found = f"{len(task.modalities)} modalities ({', '.join(task.modalities)})"
-        raise InputError("modalities and network do not agree", where=checkpoint.path, wanted=f"{spec.in_channels}", found=found, todo="pass --modalities")
+        raise InputError(
+            "modalities and network do not agree",
+            where=checkpoint.path,
+            wanted=f"{spec.in_channels}",
+            found=found,
+            todo="pass --modalities",
+        )
     network = build_network(spec)
     network.load_state_dict(load_tensors(checkpoint))
     network.eval()
@@ -237,8 +251,8 @@ def _sum(
     import torch
 
     from mergekit3d.architectures.slabs import fast_cpu_convolutions
-    from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
     from mergekit3d.datasets.prefetch import prefetch
+    from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
     from mergekit3d.fisher_estimation import Example, add_subject, empty_sums
     from mergekit3d.training.devices import resolve_runtime
 
@@ -262,12 +276,16 @@ def _sum(
             labels = batch.targets.to(runtime.device) if settings.estimator == "true" and batch.targets is not None else None
             example = Example(number, batch.images.to(runtime.device), labels, size)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            add_subject(sums, network, example, exclusive=task.exclusive, draws=settings.draws, generator=generator, autocast=runtime.autocast)
+            add_subject(
+                sums, network, example, exclusive=task.exclusive, draws=settings.draws, generator=generator, autocast=runtime.autocast
+            )
             progress.advance(1, message=f"subject {number}")
     return sums
 
 
-def _store(dataset: Dataset, task: TaskSpec, names: Sequence[str] | None, settings: FisherModel, options: Options, reporter: Reporter) -> SubjectStore:
+def _store(
+    dataset: Dataset, task: TaskSpec, names: Sequence[str] | None, settings: FisherModel, options: Options, reporter: Reporter
+) -> SubjectStore:
     from mergekit3d.datasets import select
     from mergekit3d.datasets.cache import SubjectStore
     from mergekit3d.datasets.split import shuffled
@@ -305,9 +323,15 @@ def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | 
         return checkpoint.metadata.task
     spec = network_of(checkpoint)
     if spec is None:
-        raise InputError("the network cannot be told from the tensors", where=checkpoint.path, todo="use a checkpoint of mergekit3d, which says its architecture")
+        raise InputError(
+            "the network cannot be told from the tensors",
+            where=checkpoint.path,
+            todo="use a checkpoint of mergekit3d, which says its architecture",
+        )
     known = sorted({modality for subject in dataset.subjects for modality in subject.images})
-    chosen = tuple(map(canonical_modality, modalities)) if modalities is not None else _guess_modalities(checkpoint, spec.in_channels, known)
+    chosen = (
+        tuple(map(canonical_modality, modalities)) if modalities is not None else _guess_modalities(checkpoint, spec.in_channels, known)
+    )
     if regions is None:
         if estimator == "true":
             raise UsageError("the checkpoint does not say its regions", where=checkpoint.path, todo="pass --regions, for example hcp-1-7")
@@ -315,7 +339,12 @@ def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | 
     else:
         outputs = output_set(regions) if isinstance(regions, str) else dict(regions)
     if len(outputs) != spec.out_channels:
-        raise InputError("regions and network do not agree", where=checkpoint.path, wanted=f"{spec.out_channels} outputs", found=f"{len(outputs)} regions")
+        raise InputError(
+            "regions and network do not agree",
+            where=checkpoint.path,
+            wanted=f"{spec.out_channels} outputs",
+            found=f"{len(outputs)} regions",
+        )
     return TaskSpec(chosen, outputs)
 
 

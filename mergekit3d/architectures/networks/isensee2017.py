@@ -23,6 +23,7 @@ class ConvBlock(nn.Module):
         self.leaky_slope = leaky_slope
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, X, Y, Z) to (batch, out_channels, X / stride, ...)."""
         return functional.leaky_relu(self.norm(self.conv(x)), self.leaky_slope, inplace=True)
 
 
@@ -36,6 +37,7 @@ class EncoderLevel(nn.Module):
         self.dropout = nn.Dropout3d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, X, Y, Z) to (batch, out_channels, X / stride, ...)."""
         x = self.input(x)
         residual: Tensor = self.context[1](self.dropout(self.context[0](x)))
         return x + residual
@@ -55,6 +57,7 @@ class DecoderLevel(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(batch, 2 filters, X / 2, ...) and the encoder's (batch, filters, X, ...) to (batch, filters, X, ...)."""
         x = self.upsample(functional.interpolate(x, scale_factor=2, mode="nearest"))
         x = torch.cat([skip, x], dim=1)
         localized: Tensor = self.localization[1](self.localization[0](x))
