@@ -14,7 +14,7 @@ from mergekit3d.options import Options
 from mergekit3d.plan.target import Cohort, open_cohort, with_split
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
-from mergekit3d.recipe.models import SourceModel, SplitModel, TargetModel
+from mergekit3d.recipe.models import SourceModel, SplitModel, TargetModel, TrainModel
 from mergekit3d.registry import did_you_mean
 from mergekit3d.steps import Step, files_identity, subjects_identity
 
@@ -125,7 +125,7 @@ class Study:
         """All steps, in the order of their inputs."""
         recipe = self.loaded.recipe
         if recipe.train is not None:
-            yield self._train_own()
+            yield self._train("train", recipe.target, recipe.train, self.loaded.out / "train", {}, "target")
         yield from self._sources()
         for arm in self.arms:
             yield from self._arm_steps(arm)
@@ -146,30 +146,6 @@ class Study:
         """Options of a step: outputs of earlier runs are out of date, so that they are written over."""
         return replace(self.options, out=None, seed=None, force=not self.options.resume)
 
-    def _train_own(self) -> Step:
-        from mergekit3d.verbs.train import train_model
-
-        loaded = self.loaded
-        model = loaded.recipe.train
-        assert model is not None
-        folder = loaded.out / "train"
-
-        def identity() -> Any:
-            cohort = open_cohort(loaded, loaded.recipe.target)
-            init = [] if model.init == NONE else files_identity([loaded.input_path(model.init)])
-            return [
-                model.model_dump(mode="json"),
-                self._architecture(),
-                self._cohort_identity(cohort),
-                init,
-                self._seed(loaded.recipe.seed),
-            ]
-
-        def action() -> object:
-            return train_model(loaded, loaded.recipe.target, model, out=folder, options=self._seeded, reporter=self.reporter)
-
-        return Step("train", (folder / "best.safetensors", folder / "log.csv"), identity, action)
-
     @cached_property
     def _seeded(self) -> Options:
         return replace(self._quiet, seed=self.options.seed)
@@ -187,28 +163,26 @@ class Study:
             if source.checkpoint is None:
                 yield self._train_source(source, dict(earlier))
 
-    def _train_source(self, source: SourceModel, earlier: dict[str, Path]) -> Step:
+    def _train(self, name: str, target: TargetModel | None, model: TrainModel, folder: Path, earlier: dict[str, Path], key: str) -> Step:
         from mergekit3d.verbs.train import train_model
 
-        loaded, model = self.loaded, source.train
-        assert model is not None
-        folder = loaded.checkpoint_path(source).parent
+        loaded = self.loaded
 
         def identity() -> Any:
-            cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
+            cohort = open_cohort(loaded, target, key=key)
             init = [] if model.init == NONE else files_identity([earlier.get(model.init, loaded.input_path(model.init))])
-            return [
-                model.model_dump(mode="json"),
-                self._architecture(),
-                self._cohort_identity(cohort),
-                init,
-                self._seed(loaded.recipe.seed),
-            ]
+            seed = self._seed(loaded.recipe.seed)
+            return [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, seed]
 
         def action() -> object:
-            return train_model(loaded, source.target, model, out=folder, earlier=earlier, options=self._seeded, reporter=self.reporter)
+            return train_model(loaded, target, model, out=folder, earlier=earlier, options=self._seeded, reporter=self.reporter)
 
-        return Step(f"train {source.name}", (folder / "best.safetensors", folder / "log.csv"), identity, action)
+        return Step(name, (folder / "best.safetensors", folder / "log.csv"), identity, action)
+
+    def _train_source(self, source: SourceModel, earlier: dict[str, Path]) -> Step:
+        assert source.train is not None
+        folder, key = self.loaded.checkpoint_path(source).parent, f"sources.{source.name}.target"
+        return self._train(f"train {source.name}", source.target, source.train, folder, earlier, key)
 
     def _fisher(self, source: SourceModel) -> Step:
         from mergekit3d.verbs.fisher import fisher_of_source

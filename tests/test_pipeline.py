@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -208,6 +207,7 @@ def test_existing_outputs_are_refused(trained: Path) -> None:
         ("sources.m1.checkpoint=nowhere.pt", 65, "no such file"),
         ("target.modalities=[t1, t9]", 65, "no subject has the modality: t9"),
         ("target.regions={ET: [5]}", 2, "label"),
+        ("adapt.patch_size=[10, 8, 8]", 2, "multiples of 4"),
         ("merge.method=timmm", 2, "did you mean 'timm'?"),
         ("target.split.train=40", 2, "too few subjects"),
         ("partitions.private=[segmentatoin.*]", 2, "did you mean 'segmentation'?"),

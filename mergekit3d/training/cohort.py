@@ -193,6 +193,7 @@ def fit_stage(
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import fit
 
+    check_patch(stage)
     if not stage.cohort.split.train:
         raise RecipeError(
             "no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects"
@@ -213,6 +214,19 @@ def fit_stage(
         identity=stage.identity(),
         draw=_draw(stage),
     )
+
+
+def check_patch(stage: Stage) -> None:
+    """Refuse patches that the network cannot halve as often as it has levels.
+
+    Raises:
+        RecipeError: an edge of ``patch_size`` is no multiple of what the network needs.
+    """
+    multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
+    patch = stage.settings.patch_size
+    if patch is not None and any(edge % multiple_of for edge in patch):
+        wanted = f"multiples of {multiple_of} for {stage.start.network.name}"
+        raise RecipeError("the network does not take these patches", where=f"{stage.method}.patch_size", wanted=wanted, found=list(patch))
 
 
 def settings_of(model: TrainingModel) -> TrainingSettings:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import architecture, build_network, check_shapes, network_of
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
 from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint, save_tensors
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import InputError, RecipeError, UsageError
@@ -188,13 +188,7 @@ def estimate(
     """
     from mergekit3d.fisher_estimation import silence_uninformed, uninformed_biases
 
-    spec = network_of(checkpoint)
-    if spec is None:
-        raise InputError(
-            "the network cannot be told from the tensors",
-            where=checkpoint.path,
-            todo="use a checkpoint of mergekit3d, which says its architecture",
-        )
+    spec = _network(checkpoint)
     check_shapes(spec, checkpoint.shapes, checkpoint.path)
     if spec.in_channels != len(task.modalities):
         found = f"{len(task.modalities)} modalities ({', '.join(task.modalities)})"
@@ -321,13 +315,7 @@ def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | 
 
     if checkpoint.metadata is not None and checkpoint.metadata.task is not None and modalities is None and regions is None:
         return checkpoint.metadata.task
-    spec = network_of(checkpoint)
-    if spec is None:
-        raise InputError(
-            "the network cannot be told from the tensors",
-            where=checkpoint.path,
-            todo="use a checkpoint of mergekit3d, which says its architecture",
-        )
+    spec = _network(checkpoint)
     known = sorted({modality for subject in dataset.subjects for modality in subject.images})
     chosen = (
         tuple(map(canonical_modality, modalities)) if modalities is not None else _guess_modalities(checkpoint, spec.in_channels, known)
@@ -346,6 +334,14 @@ def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | 
             found=f"{len(outputs)} regions",
         )
     return TaskSpec(chosen, outputs)
+
+
+def _network(checkpoint: Checkpoint) -> NetworkSpec:
+    spec = network_of(checkpoint)
+    if spec is None:
+        todo = "use a checkpoint of mergekit3d, which says its architecture"
+        raise InputError("the network cannot be told from the tensors", where=checkpoint.path, todo=todo)
+    return spec
 
 
 def _guess_modalities(checkpoint: Checkpoint, inputs: int, known: Sequence[str]) -> tuple[str, ...]:

@@ -101,10 +101,11 @@ def _checkpoint_lines(checkpoint: Checkpoint, content: Mapping[str, Any]) -> lis
         if network is None
         else ", ".join(f"{key} {value}" if key != "name" else str(value) for key, value in network.items())
     )
-    dtypes = Counter(entry.dtype for entry in checkpoint.entries.values())
+    counts = Counter(entry.dtype for entry in checkpoint.entries.values())
+    dtypes = ", ".join(f"{count} {dtype}" for dtype, count in counts.items())
     lines = [
         f"{checkpoint.path}: {name}",
-        f"  {len(checkpoint.entries)} tensors ({', '.join(f'{count} {dtype}' for dtype, count in dtypes.items())}) in {content['layers']} layers",
+        f"  {len(checkpoint.entries)} tensors ({dtypes}) in {content['layers']} layers",
         f"  parameters: {', '.join(f'{count:,} {partition}' for partition, count in content['parameters'].items())}",
     ]
     metadata = checkpoint.metadata
@@ -112,9 +113,7 @@ def _checkpoint_lines(checkpoint: Checkpoint, content: Mapping[str, Any]) -> lis
         lines.append(f"  {metadata.kind} made by {metadata.method} of {metadata.tool.get('name')} {metadata.tool.get('version')}")
         if metadata.task is not None:
             lines.append(f"  {' + '.join(metadata.task.modalities)} to {', '.join(metadata.task.outputs)}")
-    for bad in content.get("not_finite", []):
-        lines.append(f"  {bad['count']} NaN or Inf in {bad['name']}")
-    return lines
+    return lines + [f"  {bad['count']} NaN or Inf in {bad['name']}" for bad in content.get("not_finite", [])]
 
 
 def _compare(opened: Sequence[Checkpoint]) -> list[dict[str, Any]]:

@@ -158,12 +158,12 @@ def phantom(
         maps.check({order.pick for order in orders if order.pick is not None})
 
     written = []
-    with output_lock(out), reporter.task(f"phantom {layout}", len(orders)) as task:
-        # Most of the time goes to array filters that release the interpreter lock, so that threads share the work.
-        with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-            for subject in pool.map(lambda order: _make(order, maps, out), orders):
-                written.append(subject)
-                task.advance(message=subject.name)
+    # Most of the time goes to array filters that release the interpreter lock, so that threads share the work.
+    workers = min(WORKERS, os.cpu_count() or 1)
+    with output_lock(out), reporter.task(f"phantom {layout}", len(orders)) as task, ThreadPoolExecutor(workers) as pool:
+        for subject in pool.map(lambda order: _make(order, maps, out), orders):
+            written.append(subject)
+            task.advance(message=subject.name)
     return PhantomResult(out.resolve().name, layout, seed, spacing, tuple(LAYOUTS.get(layout).images), tuple(written))
 
 

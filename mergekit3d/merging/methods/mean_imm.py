@@ -9,7 +9,7 @@ from mergekit3d.merging.fusion import fuse
 from mergekit3d.merging.methods import MergeMethod, register
 
 
-def average(thetas: Sequence[Any], fishers: Sequence[Any] | None, ratios: Sequence[Any]) -> Any:
+def average(thetas: Sequence[Any], fishers: Sequence[Any] | None, ratios: Sequence[Any]) -> Any:  # noqa: ARG001  every method takes them
     """sum_t a^t theta^t: eq. 2 of T-IMM with F = 1; identical sources return themselves bit for bit.
 
     Args:
