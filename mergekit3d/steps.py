@@ -74,9 +74,10 @@ def _is_current(stamp: Path, identity: str, outputs: Sequence[Path]) -> bool:
         return False
     try:
         content = json.loads(stamp.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
-    return bool(content.get("identity") == identity and content.get("outputs") == [file_digest(path) for path in outputs])
+    known = isinstance(content, dict) and content.get("identity") == identity
+    return known and content.get("outputs") == [file_digest(path) for path in outputs]
 
 
 def files_identity(paths: Sequence[Path]) -> list[str | None]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mergekit3d.checkpoints import pt, safetensors  # noqa: F401  importing registers
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
-from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES, check_file
+from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES, Format, check_file
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec
 from mergekit3d.errors import InputError, UsageError
 
@@ -27,6 +27,7 @@ __all__ = [
     "Metadata",
     "TaskSpec",
     "TensorEntry",
+    "format_for",
     "load_tensors",
     "open_checkpoint",
     "save_tensors",
@@ -71,11 +72,19 @@ def write_checkpoint(path: Path | str, tensors: Iterable[tuple[TensorEntry, np.n
         OutputError: the file system refused.
     """
     path = Path(path)
-    for file_format in map(FORMATS.get, FORMATS):
-        if path.suffix.lower() in file_format.suffixes:
-            return file_format.write(path, tensors, metadata)
-    endings = sorted(suffix for _, file_format in FORMATS.items() for suffix in file_format.suffixes)
-    raise UsageError("no checkpoint format has that ending", where=path.name, wanted=" or ".join(endings))
+    return format_for(path).write(path, tensors, metadata)
+
+
+def format_for(path: Path) -> Format:
+    """The format that the ending of a name asks for.
+
+    Raises:
+        UsageError: no format has that ending.
+    """
+    endings = {suffix: FORMATS.get(name) for name in FORMATS for suffix in FORMATS.get(name).suffixes}
+    if path.suffix.lower() not in endings:
+        raise UsageError("no checkpoint format has that ending", where=path.name, wanted=" or ".join(sorted(endings)))
+    return endings[path.suffix.lower()]
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Metadata) -> Metadata:

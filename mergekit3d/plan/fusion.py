@@ -138,9 +138,14 @@ def _checked(tensor: TensorPlan, ratios: Ratios, sources: Sequence[Source], task
             raise InputError("the mixing ratios are of another number of kernels", where="merge.ratios", wanted=wanted, found=len(ratio))
     if tensor.outcome != EXPANDED or task is None:
         return tensor
-    left = [source.task for source, ratio in zip(sources, row, strict=True) if source.task is not None and ratio != 0]
-    missing = [modality for modality in task.modalities if not any(modality in other.modalities for other in left)]
-    return replace(tensor, detail=f"{tensor.detail}, random for {', '.join(missing)}") if missing else tensor
+    active = [modality for source, ratio in zip(sources, row, strict=True) if ratio != 0 for modality in _modalities(source)]
+    lost = [modality for source in sources for modality in _modalities(source) if modality in task.modalities and modality not in active]
+    detail = f"{tensor.detail}; also random for {', '.join(dict.fromkeys(lost))}, whose sources have a ratio of 0"
+    return replace(tensor, detail=detail) if lost else tensor
+
+
+def _modalities(source: Source) -> tuple[str, ...]:
+    return () if source.task is None else source.task.modalities
 
 
 def partitions_of(loaded: LoadedRecipe, network: NetworkSpec | None, shapes: Mapping[str, Sequence[int]]) -> Partitions:
@@ -256,8 +261,9 @@ class _Outcomes:
         if fits and not (is_input and self._modalities_differ()):
             return TensorPlan(entry, SHARED, FUSED, group=group)
         shapes = f"{' / '.join(str(list(other.shape)) for other in found)} in the sources, {list(entry.shape)} in the target"
-        if is_input and self.task is not None and self.loaded.recipe.merge.input_channels == "match" and self._channels_known():
-            detail = f"{shapes}; input channels matched by modality"
+        if is_input and self.task is not None and self.loaded.recipe.merge.input_channels == "match" and self._channels_known(entry):
+            missing = [modality for modality in self.task.modalities if not any(modality in _modalities(source) for source in self.sources)]
+            detail = f"{shapes}; input channels matched by modality" + (f", random for {', '.join(missing)}" if missing else "")
             return self._adapted(TensorPlan(entry, SHARED, EXPANDED, group=group, detail=detail))
         return self._adapted(TensorPlan(entry, SHARED, RANDOM, detail=f"{shapes}; other modalities" if fits else shapes))
 
@@ -266,8 +272,15 @@ class _Outcomes:
         wanted = None if self.task is None else self.task.modalities
         return wanted is not None and any(source.task is not None and source.task.modalities != wanted for source in self.sources)
 
-    def _channels_known(self) -> bool:
-        return all(source.task is not None for source in self.sources)
+    def _channels_known(self, entry: TensorEntry) -> bool:
+        """Whether every source says which modality each of its channels is, and differs from the target in their number alone."""
+
+        def known(source: Source) -> bool:
+            shape, wanted = source.checkpoint.shapes[entry.name], entry.shape
+            fits = len(shape) == len(wanted) and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:])
+            return fits and source.task is not None and shape[1] == len(source.task.modalities)
+
+        return all(map(known, self.sources))
 
     def _private(self, entry: TensorEntry) -> TensorPlan:
         wanted = self.loaded.recipe.merge.private

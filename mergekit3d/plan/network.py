@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,9 +111,9 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         same_inputs = name != input_weight or source_task is None or source_task.modalities == task.modalities
         if fits and same_inputs and (name not in heads or same_outputs or (source_task is None and task.channels == shape[0])):
             values[name], outcome = checkpoint.read(name).astype(random.dtype), "copied"
-        elif name == input_weight and source_task is not None:
+        elif name == input_weight and source_task is not None and _channels_fit(checkpoint.shapes[name], shape, source_task):
             values[name], outcome = _expanded(checkpoint, name, random, source_task, task), "expanded"
-        elif name == input_weight or name in heads:
+        elif (name == input_weight and source_task is None) or name in heads:
             values[name], outcome = random, "random"
         else:
             _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])
@@ -139,6 +139,11 @@ def _heads(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> set[str]
     """Tensors whose shape follows the number of outputs."""
     more = network_shapes(NetworkSpec(spec.name, spec.in_channels, spec.out_channels + 1, spec.arguments))
     return {name for name, shape in shapes.items() if more[name] != shape}
+
+
+def _channels_fit(found: Sequence[int], wanted: Sequence[int], task: TaskSpec) -> bool:
+    """Whether an input weight has a channel for each modality and differs from the one wanted in their number alone."""
+    return found[1] == len(task.modalities) and found[0] == wanted[0] and tuple(found[2:]) == tuple(wanted[2:])
 
 
 def _expanded(checkpoint: Checkpoint, name: str, random: np.ndarray, source: TaskSpec, task: TaskSpec) -> np.ndarray:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.checkpoints import CHECKPOINT, Metadata, write_checkpoint
+from mergekit3d.checkpoints import CHECKPOINT, Metadata, format_for
+from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.checkpoints.safetensors import SAFETENSORS, write_stream
 from mergekit3d.fusion_engine import tensor_values
@@ -71,13 +72,15 @@ def fuse(
 
     Source: MIDL 2019, eq. 2.
     """
-    folder, file = (options.out, None) if options.out is None or not options.out.suffix else (None, options.out)
+    is_file = options.out is not None and any(options.out.suffix.lower() in FORMATS.get(name).suffixes for name in FORMATS)
+    folder, file = (None, options.out) if is_file else (options.out, None)
     loaded = load_recipe(recipe, overrides=overrides, out=folder)
     return fuse_loaded(loaded, out=file or loaded.merge_path, options=options, reporter=reporter)
 
 
 def fuse_loaded(loaded: LoadedRecipe, *, out: Path, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> FuseResult:
     """Fuse the sources of a recipe that is loaded already; see `fuse`."""
+    file_format = format_for(out)
     report_path = out.with_name(f"{out.stem}.report.json")
     for path in (out, report_path):
         refuse_existing(path, force=options.force)
@@ -95,10 +98,10 @@ def fuse_loaded(loaded: LoadedRecipe, *, out: Path, options: Options = DEFAULT_O
     )
     entries, values = [tensor.entry for tensor in plan.tensors], tensor_values(plan)
     with output_lock(out.parent):
-        if out.suffix in SAFETENSORS.suffixes:
+        if file_format is SAFETENSORS:
             sealed = write_stream(out, entries, values, metadata)
         else:
-            sealed = write_checkpoint(out, ((entry, values(entry)) for entry in entries), metadata)
+            sealed = file_format.write(out, ((entry, values(entry)) for entry in entries), metadata)
         assert sealed.seal is not None
         content = {"digest": sealed.seal["tensors"], **content}
         write_json(report_path, content)

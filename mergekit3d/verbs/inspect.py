@@ -11,7 +11,7 @@ from typing import Any
 
 from mergekit3d.architectures import architecture, network_of, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, open_checkpoint
-from mergekit3d.errors import MergeKit3DError, ProblemCollector
+from mergekit3d.errors import MergeKit3DError, ProblemCollector, UsageError
 from mergekit3d.merging.partitions import SHARED, assign, layer_of
 
 
@@ -56,6 +56,8 @@ def inspect(
     """
     if recipe is not None:
         return _plan(Path(recipe), overrides)
+    if not paths:
+        raise UsageError("nothing to inspect", wanted="checkpoints or a recipe")
     problems, opened = ProblemCollector(), []
     for path in paths:
         try:

@@ -160,15 +160,15 @@ def test_failed_stream_leaves_the_old_file(tmp_path):
 
 
 def test_no_flipped_byte_passes(tmp_path):
-    """Every byte of a file of ours, changed in one bit or at random: refused, or not changed in what it says."""
+    """Bytes all over a file of ours, changed in one bit or at random: refused, or not changed in what it says."""
     path = tmp_path / "m1.safetensors"
     save(path, STATE, FULL)
     good, opened = path.read_bytes(), open_checkpoint(path)
     expected = {name: (entry, opened.read(name).tobytes()) for name, entry in opened.entries.items()}
     generator, accepted = random.Random(0), 0
-    for position in range(len(good)):
+    for number, position in enumerate(range(0, len(good), 3)):
         mutant = bytearray(good)
-        mutant[position] ^= 1 << generator.randrange(8) if position % 2 else generator.randrange(1, 256)
+        mutant[position] ^= 1 << generator.randrange(8) if number % 2 else generator.randrange(1, 256)
         path.write_bytes(mutant)
         try:
             read = open_checkpoint(path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT
-from mergekit3d.errors import InputError, MergeKit3DError, Problems, RecipeError, UsageError
+from mergekit3d.errors import InputError, Problems, RecipeError, UsageError
 from mergekit3d.plan.fusion import plan_fusion
 from tests.builders import fusing, metadata_of, random_state, save, save_fisher, save_source, spec_of, task_of, two_sources
 
@@ -103,7 +103,7 @@ def test_source_left_out_by_its_ratio_gives_no_channel(tmp_path):
     save_source(tmp_path / "m2.safetensors", 2, task=task_of(("t1", "t2")))
     plan = plan_fusion(fusing(tmp_path, "{method: mean-imm, ratios: {m1: 0, m2: 1}}", TARGET))
 
-    assert of(plan, INPUT_WEIGHT).detail.endswith(", random for t1ce, flair")
+    assert of(plan, INPUT_WEIGHT).detail.endswith(", random for flair; also random for t1ce, whose sources have a ratio of 0")
 
 
 def test_same_shape_of_other_modalities_stays_random_where_asked(folder):
@@ -137,7 +137,7 @@ def test_adapted_tensors_are_carried_over(folder):
     assert ("copied", "adapted") == (of(plan, INPUT_WEIGHT).outcome, of(plan, INPUT_WEIGHT).origin)
     assert {"copied"} == {tensor.outcome for tensor in plan.tensors if tensor.partition == "private"}
     assert "fused" == of(plan, "encoder.1.input.conv.weight").outcome
-    assert "random" not in of(plan, INPUT_WEIGHT).detail
+    assert of(plan, INPUT_WEIGHT).detail.endswith("matched by modality, random for t1ce, flair")
 
 
 def test_adapted_tensors_that_are_not_there(folder, tmp_path):
@@ -293,7 +293,19 @@ def test_seed_of_the_recipe_or_of_the_flag(folder, expected, seed):
     assert expected == plan_fusion(fusing(folder, rest="seed: 3"), seed=seed).seed
 
 
-def test_planning_reads_no_torch_error(folder):
-    """Every problem is one of this program's errors."""
-    with pytest.raises(MergeKit3DError):
-        plan_fusion(fusing(folder, overrides=["sources.m1.checkpoint=m1.fisher.safetensors"]))
+def test_metadata_of_more_modalities_than_channels(tmp_path):
+    """A first convolution whose channels are not those that its task names is not matched: random, and the report says so."""
+    save_source(tmp_path / "m1.safetensors", 1, task=task_of(("t1", "t2", "flair")))
+    save_source(tmp_path / "m2.safetensors", 2)
+    tensor = of(plan_fusion(fusing(tmp_path, "{method: mean-imm}", TARGET)), INPUT_WEIGHT)
+
+    assert "random" == tensor.outcome
+    assert "[2, 2, 3, 3, 3] / [2, 2, 3, 3, 3] in the sources, [2, 4, 3, 3, 3] in the target" == tensor.detail
+
+
+def test_sources_of_another_width(tmp_path):
+    """No tensor of theirs can be fused."""
+    save_source(tmp_path / "m1.safetensors", 1, spec=spec_of(base_filters=4))
+    save_source(tmp_path / "m2.safetensors", 2)
+    with pytest.raises(RecipeError, match="nothing would be fused"):
+        plan_fusion(fusing(tmp_path, "{method: mean-imm}"))
