@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
 Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where it is fast.")]
-Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of everything random.")]
 Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Output folder or file.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the snapshot of an interrupted run.")]

@@ -72,7 +72,9 @@ class TargetModel(Model):
 class AugmentModel(Model):
     """Random changes of the training volumes."""
 
-    flip: bool = Field(True, description="mirror along each axis with probability 1/2")
+    flip: tuple[Literal["left-right", "posterior-anterior", "inferior-superior"], ...] = Field(
+        ("left-right",), description="axes to mirror along, each with probability 1/2; anatomy is nearly symmetric along the first alone"
+    )
 
 
 class TrainingModel(Model):

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from mergekit3d.training.settings import TrainingSettings
 
 
+AXES = ("left-right", "posterior-anterior", "inferior-superior")
+"""Of volumes in RAS+ order."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """What a training wrote.
@@ -257,7 +261,7 @@ def training_data(stage: Stage, store: SubjectStore) -> TrainingData:
 
     multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
     train, validation, settings = numbers_of(stage.cohort, "train"), numbers_of(stage.cohort, "validation"), stage.settings
-    augment: list[Transform] = [flips()] if settings.augment.flip else []
+    augment: list[Transform] = [flips([AXES.index(axis) for axis in settings.augment.flip])] if settings.augment.flip else []
 
     def batches(epoch: int) -> Iterable[Batch]:
         return epoch_batches(
