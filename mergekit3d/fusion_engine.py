@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mergekit3d.architectures import architecture
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.checkpoints import TensorEntry
 from mergekit3d.merging.partitions import kinds
@@ -21,6 +22,7 @@ def tensor_values(plan: FusionPlan) -> Callable[[TensorEntry], np.ndarray]:
     """A function that computes any output tensor of a plan; see `write_stream`."""
     by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
     kind_of = kinds(plan.shapes)
+    biases = {} if plan.network is None else architecture(plan.network.name).initial_biases
 
     def values(entry: TensorEntry) -> np.ndarray:
         tensor = by_name[entry.name]
@@ -28,7 +30,7 @@ def tensor_values(plan: FusionPlan) -> Callable[[TensorEntry], np.ndarray]:
             return _fused(plan, tensor)
         if tensor.outcome == COPIED:
             return _copied(plan, tensor)
-        random = initial_tensor(entry.name, entry.shape, kind_of[entry.name], plan.seed)
+        random = initial_tensor(entry.name, entry.shape, kind_of[entry.name], plan.seed, biases)
         if tensor.outcome == ZERO:
             return np.zeros_like(random)
         return _expanded(plan, tensor, random) if tensor.outcome == EXPANDED else random

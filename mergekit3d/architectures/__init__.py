@@ -76,6 +76,7 @@ class Architecture:
         decisive: those of them that a state dict tells, so that a recipe cannot say otherwise.
         retarget: shapes of a state dict changed to the inputs and outputs of a specification, without torch; None: the network
             is built on the meta device.
+        initial_biases: where biases begin that do not begin at 0, by name.
         zero_information: globs of biases whose information is exactly 0, since a norm follows.
     """
 
@@ -88,6 +89,7 @@ class Architecture:
     arguments: Mapping[str, Argument] | None = None
     decisive: tuple[str, ...] = ()
     retarget: Callable[[Shapes, NetworkSpec], dict[str, tuple[int, ...]]] | None = None
+    initial_biases: Mapping[str, float] = field(default_factory=dict)
     zero_information: tuple[str, ...] = ()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mergekit3d.architectures import Architecture, Argument, NetworkSpec, Shapes, check_arguments, register
+from mergekit3d.architectures.initialise import FOREGROUND_LOGIT
 from mergekit3d.merging.partitions import Partitions
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ ISENSEE2017 = register(
         },
         decisive=("base_filters", "depth"),
         retarget=retarget,
+        initial_biases={"segmentation.0.bias": FOREGROUND_LOGIT},  # the finest head alone: the heads are summed
         zero_information=("encoder.*.conv.bias", "decoder.*.conv.bias"),
     )
 )

@@ -75,9 +75,9 @@ def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None)
 
 def random_start(spec: NetworkSpec, seed: int) -> Start:
     """All tensors at random (Xavier)."""
-    shapes = network_shapes(spec)
+    shapes, biases = network_shapes(spec), architecture(spec.name).initial_biases
     kind_of = kinds(shapes)
-    values = {name: initial_tensor(name, shape, kind_of[name], seed) for name, shape in shapes.items()}
+    values = {name: initial_tensor(name, shape, kind_of[name], seed, biases) for name, shape in shapes.items()}
     return Start(spec, values, {"random": len(values)}, {})
 
 
@@ -102,12 +102,13 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         and source_task.exclusive == task.exclusive
     )
     kind_of, input_weight = kinds(shapes), architecture(spec.name).input_weight(shapes)
+    biases = architecture(spec.name).initial_biases
     values, outcomes = {}, {"copied": 0, "expanded": 0, "random": 0}
     for name, shape in shapes.items():
         if name not in checkpoint.entries or len(checkpoint.shapes[name]) != len(shape):
             _refuse_other_network(path, spec, name)
         fits = checkpoint.shapes[name] == shape
-        random = initial_tensor(name, shape, kind_of[name], seed)
+        random = initial_tensor(name, shape, kind_of[name], seed, biases)
         same_inputs = name != input_weight or source_task is None or source_task.modalities == task.modalities
         if fits and same_inputs and (name not in heads or same_outputs or (source_task is None and task.channels == shape[0])):
             values[name], outcome = checkpoint.read(name).astype(random.dtype), "copied"

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from mergekit3d.architectures import network_shapes
+from mergekit3d.architectures import NetworkSpec, network_shapes
 from mergekit3d.architectures.initialise import initial_tensor, initial_tensors
+from mergekit3d.plan.network import random_start
 from tests.builders import spec_of
 
 GOLDEN = [[-0.20252049, 0.284218729], [-0.535467625, 0.462084621]]
@@ -71,3 +72,12 @@ def test_other_seeds_and_names_give_other_values():
 def test_values_stay_as_they_are():
     """Another release must not give another network for the same seed."""
     np.testing.assert_array_equal(np.array(GOLDEN, np.float32), initial_tensor("encoder.0.input.conv.weight", (2, 2), "conv", 0))
+
+
+def test_regions_begin_as_background():
+    """The finest head's bias gives every region a probability of about 2 %, whatever the start; the other heads add nothing."""
+    spec = NetworkSpec("isensee2017", 2, 3, {"base_filters": 2, "depth": 3, "segmentation_levels": 2})
+    values = random_start(spec, 0).values
+
+    np.testing.assert_array_equal([-4, -4, -4], values["segmentation.0.bias"])
+    np.testing.assert_array_equal([0, 0, 0], values["segmentation.1.bias"])

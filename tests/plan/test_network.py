@@ -8,7 +8,7 @@ import torch
 
 from mergekit3d.architectures import network_shapes
 from mergekit3d.architectures.initialise import initial_tensor
-from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT
+from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT, ISENSEE2017
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.plan.fusion import plan_fusion
 from mergekit3d.plan.network import checkpoint_start, fusion_start, network_for, random_start
@@ -91,7 +91,7 @@ def test_other_regions_get_new_heads(tmp_path):
     heads = [name for name in state if name.startswith("segmentation.")]
     assert {"copied": 64 - len(heads), "expanded": 0, "random": len(heads)} == start.outcomes
     for name in heads:
-        assert np.array_equal(initial_tensor(name, state[name].shape, "conv", 5), start.values[name])
+        assert np.array_equal(initial_tensor(name, state[name].shape, "conv", 5, ISENSEE2017.initial_biases), start.values[name])
 
 
 def test_input_channels_go_by_modality(tmp_path):
