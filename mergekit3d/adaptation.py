@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class FusedWeights:
         device, dtype = first.device, first.dtype
         self.groups = list(dict.fromkeys(tensor.group for tensor in tensors))
         widths = {tensor.group: tensor.thetas.shape[1] if by_kernel else 1 for tensor in reversed(tensors)}
-        starts = dict(zip(self.groups, [0, *_running_sum([widths[group] for group in self.groups])], strict=False))
+        starts = dict(zip(self.groups, accumulate((widths[group] for group in self.groups), initial=0), strict=False))
         self.columns = {group: slice(starts[group], starts[group] + widths[group]) for group in self.groups}
         self.by_kernel = by_kernel
         size = sum(math.prod(tensor.thetas.shape[1:]) for tensor in tensors)
@@ -180,11 +181,3 @@ def inverse_trace_ratios(tensors: Sequence[SharedTensor]) -> dict[str, list[floa
         inverse = torch.ones_like(trace) if bool((trace <= 0).any()) else trace.min() / trace
         rows[group] = [float(value) for value in inverse / inverse.sum()]
     return rows
-
-
-def _running_sum(widths: Sequence[int]) -> list[int]:
-    totals, total = [], 0
-    for width in widths:
-        total += width
-        totals.append(total)
-    return totals

@@ -10,14 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mergekit3d.architectures import build_network
-from mergekit3d.errors import RecipeError
-from mergekit3d.fusion_engine import tensor_values
 from mergekit3d.metrics import mean_over_regions
 from mergekit3d.options import Options
-from mergekit3d.plan.fusion import FusionPlan, plan_fusion
+from mergekit3d.plan.fusion import plan_fusion
+from mergekit3d.plan.network import fusion_start
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
@@ -88,17 +84,9 @@ def _dice_on_task(
     cohort = open_cohort(loaded, source.target)
     store, column = open_store(cohort, ("test",), reporter), []
     for row in rows:
-        plan = plan_fusion(row.changed(merge=row.recipe.merge.model_copy(update={"private": source.name})))
-        if plan.network is None:
-            raise RecipeError("the network of the checkpoints is not known", where="architecture", todo="name it in the recipe")
-        network = build_network(plan.network)
-        network.load_state_dict(_state(plan))
-        predictor = predictor_from(network, plan.network, cohort.task, options)
+        merge = row.recipe.merge.model_copy(update={"private": source.name})
+        start = fusion_start(plan_fusion(row.changed(merge=merge)))
+        predictor = predictor_from(start.build(), start.network, cohort.task, options)
         subjects = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=reporter, store=store)
         column.append(mean_over_regions([measures for subject in subjects for measures in subject.rows]).dice)
     return column
-
-
-def _state(plan: FusionPlan) -> dict[str, torch.Tensor]:
-    values = tensor_values(plan)
-    return {tensor.entry.name: torch.from_numpy(values(tensor.entry).copy()) for tensor in plan.tensors}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
-from mergekit3d.checkpoints import Checkpoint, TaskSpec, load_tensors, open_checkpoint
+from mergekit3d.checkpoints import TaskSpec, load_tensors, open_checkpoint
 from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.labels import decode, encode
 from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
@@ -95,18 +95,6 @@ def load_predictor(
     """
     opened = open_checkpoint(checkpoint)
     opened.check_finite()
-    return predictor_of(opened, options, patch_size=patch_size, overlap=overlap, mirror=mirror)
-
-
-def predictor_of(
-    opened: Checkpoint,
-    options: Options,
-    *,
-    patch_size: tuple[int, int, int] | None = None,
-    overlap: float = 0.5,
-    mirror: bool = False,
-) -> Predictor:
-    """A predictor from an opened checkpoint; see `load_predictor`."""
     spec, task = network_of(opened), None if opened.metadata is None else opened.metadata.task
     if spec is None or task is None:
         missing = "its architecture" if spec is None else "its modalities and regions"

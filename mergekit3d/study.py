@@ -207,10 +207,12 @@ class Study:
         loaded, folder = arm.loaded, arm.loaded.out
         ratios = folder / "adapt" / "ratios.json"
 
+        def cohort_identity() -> Any:
+            return self._cohort_identity(open_cohort(loaded, loaded.recipe.target))
+
         def decided(*parts: Any) -> Any:
-            cohort = open_cohort(loaded, loaded.recipe.target)
             paths = [path for source in loaded.recipe.sources for path in (loaded.checkpoint_path(source), loaded.fisher_path(source))]
-            return [arm.initialisation, arm.seed, self._architecture(), self._cohort_identity(cohort), files_identity(paths), *parts]
+            return [arm.initialisation, arm.seed, self._architecture(), cohort_identity(), files_identity(paths), *parts]
 
         merge, partitions = loaded.recipe.merge.model_dump(mode="json"), loaded.recipe.partitions.model_dump(mode="json")
         fusing = arm.initialisation not in (NONE, *(source.name for source in (*loaded.recipe.sources, *loaded.recipe.baselines)))
@@ -241,7 +243,7 @@ class Study:
             yield Step(
                 label("evaluate", arm),
                 (arm.metrics, arm.metrics.with_name("summary.json")),
-                lambda: [files_identity([best]), loaded.recipe.predict.model_dump(mode="json"), decided()[3]],
+                lambda: [files_identity([best]), loaded.recipe.predict.model_dump(mode="json"), cohort_identity()],
                 lambda: self._evaluate(arm, best),
             )
 

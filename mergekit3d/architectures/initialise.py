@@ -25,31 +25,26 @@ Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 
 """
 
 
-def initial_tensors(names: Sequence[str], shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
+def initial_tensors(
+    names: Sequence[str], shapes: Mapping[str, Sequence[int]], seed: int, constants: Mapping[str, float] = NONE
+) -> dict[str, np.ndarray]:
     """Initial values of some tensors of a network.
 
     Args:
         names: the tensors wanted.
         shapes: shape of every tensor of the network, from which their kinds are told.
         seed: together with a tensor's name, it decides the tensor's values.
+        constants: values of tensors that begin neither random nor at 0, such as an architecture's `initial_biases`.
 
     Returns:
         float32 arrays: Xavier-uniform weights, zero biases; norms begin as the identity.
     """
     kind_of = kinds(shapes)
-    return {name: initial_tensor(name, tuple(shapes[name]), kind_of[name], seed) for name in names}
+    return {name: initial_tensor(name, tuple(shapes[name]), kind_of[name], seed, constants) for name in names}
 
 
 def initial_tensor(name: str, shape: tuple[int, ...], kind: str, seed: int, constants: Mapping[str, float] = NONE) -> np.ndarray:
-    """Initial values of one tensor; see `initial_tensors`.
-
-    Args:
-        name: of the tensor.
-        shape: its sizes.
-        kind: conv, norm, linear or other.
-        seed: together with the name, it decides the values.
-        constants: values of tensors that begin neither random nor at 0, such as an architecture's `initial_biases`.
-    """
+    """Initial values of one tensor, whose kind (conv, norm, linear or other) is known; see `initial_tensors`."""
     leaf = name.rpartition(".")[2]
     if leaf == "num_batches_tracked":
         return np.zeros(shape, np.int64)

@@ -27,6 +27,7 @@ __all__ = [
     "Metadata",
     "TaskSpec",
     "TensorEntry",
+    "check_weights",
     "format_for",
     "load_tensors",
     "open_checkpoint",
@@ -59,6 +60,17 @@ def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
                 checkpoint.check_seal()
             return checkpoint
     raise InputError("not a checkpoint", where=path, wanted=f"a file of one of the formats {', '.join(FORMATS)}", found="other content")
+
+
+def check_weights(checkpoint: Checkpoint) -> None:
+    """Refuse what cannot be merged or trained from.
+
+    Raises:
+        InputError: a Fisher diagonal, or values that are not finite.
+    """
+    if checkpoint.metadata is not None and checkpoint.metadata.kind == FISHER:
+        raise InputError("a Fisher diagonal stands where a checkpoint is wanted", where=checkpoint.path)
+    checkpoint.check_finite()
 
 
 def write_checkpoint(path: Path | str, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:

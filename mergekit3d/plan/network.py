@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_arguments, network_of, network_shapes
-from mergekit3d.architectures.initialise import initial_tensor
-from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
+from mergekit3d.architectures.initialise import initial_tensor, initial_tensors
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.fusion_engine import tensor_values
 from mergekit3d.merging.partitions import kinds
@@ -75,9 +75,8 @@ def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None)
 
 def random_start(spec: NetworkSpec, seed: int) -> Start:
     """All tensors at random (Xavier)."""
-    shapes, biases = network_shapes(spec), architecture(spec.name).initial_biases
-    kind_of = kinds(shapes)
-    values = {name: initial_tensor(name, shape, kind_of[name], seed, biases) for name, shape in shapes.items()}
+    shapes = network_shapes(spec)
+    values = initial_tensors(list(shapes), shapes, seed, architecture(spec.name).initial_biases)
     return Start(spec, values, {"random": len(values)}, {})
 
 
@@ -88,9 +87,7 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         InputError: the checkpoint is missing, damaged, not finite, or of another network.
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.metadata is not None and checkpoint.metadata.kind == FISHER:
-        raise InputError("a Fisher diagonal stands where a checkpoint is wanted", where=path)
-    checkpoint.check_finite()
+    check_weights(checkpoint)
     known = network_of(checkpoint)
     spec = network_for(loaded, task, known)
     shapes = network_shapes(spec)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, network_of
-from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, open_checkpoint
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import SourceModel
@@ -43,9 +43,7 @@ def open_source(loaded: LoadedRecipe, model: SourceModel, *, with_fisher: bool) 
     checkpoint = fisher = None
     try:
         checkpoint = open_checkpoint(loaded.checkpoint_path(model))
-        if checkpoint.metadata is not None and checkpoint.metadata.kind == FISHER:
-            raise InputError("a Fisher diagonal stands where a checkpoint is wanted", where=checkpoint.path)
-        checkpoint.check_finite()
+        check_weights(checkpoint)
     except MergeKit3DError as error:
         problems.add(error)
     if with_fisher:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS
@@ -21,9 +24,9 @@ def check_whole(loaded: LoadedRecipe) -> None:
     """
     recipe, problems = loaded.recipe, ProblemCollector()
 
-    def attempt(check: object) -> None:
+    def attempt(check: Callable[[], object]) -> None:
         try:
-            check()  # type: ignore[operator]  # a callable without arguments
+            check()
         except MergeKit3DError as error:
             problems.add(error)
 
@@ -35,8 +38,8 @@ def check_whole(loaded: LoadedRecipe) -> None:
     earlier: list[str] = []
     for source in (*recipe.sources, *recipe.baselines):
         if source.target is not None:
-            attempt(lambda source=source: open_cohort(loaded, source.target, key=f"sources.{source.name}.target"))
-        attempt(lambda source=source: _check_start(loaded, source, earlier))
+            attempt(partial(open_cohort, loaded, source.target, key=f"sources.{source.name}.target"))
+        attempt(partial(_check_start, loaded, source, earlier))
         earlier.append(source.name)
     if recipe.train is not None and recipe.train.init != NONE:
         path = loaded.input_path(recipe.train.init)
