@@ -5,8 +5,10 @@ An error is one line: what failed, where, wanted, found, what to do. They become
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 
 class MergeKit3DError(Exception):
@@ -134,6 +136,14 @@ class ProblemCollector:
     def add(self, problem: MergeKit3DError) -> None:
         """Keep one error, or each of several, for later."""
         self.problems.extend(problem.problems if isinstance(problem, Problems) else [problem])
+
+    def attempt(self, work: Callable[[], Result]) -> Result | None:
+        """The result of `work`, or None where it raised an error, which is kept for later."""
+        try:
+            return work()
+        except MergeKit3DError as error:
+            self.add(error)
+            return None
 
     def raise_if_any(self) -> None:
         """Raise what was gathered.

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from mergekit3d.adaptation import FusedWeights, SharedTensor, delta_of_ratios, inverse_trace_ratios
 from mergekit3d.architectures import build_network
-from mergekit3d.fusion_engine import combine
+from mergekit3d.engine.values import combine
 from mergekit3d.merging.methods import METHODS
 from mergekit3d.merging.partitions import ratio_groups
 from mergekit3d.merging.ratios import mixing_ratios
@@ -98,10 +98,12 @@ def test_shared_weights_are_bit_for_bit_what_fuse_computes(granularity, with_fis
     fused.fuse()
     layers = json.loads(json.dumps(fused.ratios_by_group()))
 
-    plan = SimpleNamespace(method=METHODS.get("timm" if with_fisher else "mean-imm"))
+    sources = [SimpleNamespace(name="m1"), SimpleNamespace(name="m2")]
+    method = METHODS.get("timm" if with_fisher else "mean-imm")
+    plan = SimpleNamespace(method=method, parameters=method.parameters(), sources=sources, seed=0)
     for tensor in tensors:
         fishers = None if tensor.fishers is None else [fisher.numpy() for fisher in tensor.fishers]
-        expected = combine(plan, [theta.numpy() for theta in tensor.thetas], fishers, layers[tensor.group])
+        expected = combine(plan, tensor.name, [theta.numpy() for theta in tensor.thetas], fishers, None, layers[tensor.group])
         assert expected.tobytes() == network.get_parameter(tensor.name).detach().numpy().tobytes(), tensor.name
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -66,22 +66,35 @@ class Checkpoint:
         entries: its tensors by name, in the order of the file.
         metadata: what it says of itself; None for files that are not ours.
         content: reads the little-endian bytes of one tensor.
+        aliases: further names of tensors: each with the first name in the file's order that shares its storage.
     """
 
     path: Path
     entries: Mapping[str, TensorEntry]
     metadata: Metadata | None
     content: Callable[[str], Any] = field(repr=False)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every tensor by name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
+    @property
+    def owners(self) -> dict[str, TensorEntry]:
+        """The tensors without the further names that some of them have, in order."""
+        return {name: entry for name, entry in self.entries.items() if name not in self.aliases}
+
     def read(self, name: str) -> np.ndarray:
         """One tensor as an array of its own dtype; bfloat16 comes widened to float32, which loses nothing."""
         entry = self.entries[name]
         return decode(self.content(name), entry.dtype, entry.shape)
+
+    def read_first(self, name: str, count: int) -> np.ndarray:
+        """At most the first `count` entries of a tensor, flat; as `read` gives them."""
+        entry = self.entries[name]
+        count = min(count, entry.nbytes // ITEM_SIZES[entry.dtype])
+        return decode(memoryview(self.content(name))[: count * ITEM_SIZES[entry.dtype]], entry.dtype, (count,))
 
     @cached_property
     def digest(self) -> str:
@@ -91,7 +104,8 @@ class Checkpoint:
             entry = self.entries[name]
             return tensor_digest(entry.dtype, entry.shape, self.content(name))
 
-        return tensors_digest(hash_in_parallel(self.entries, of))
+        digests = hash_in_parallel(self.owners, of)
+        return tensors_digest({name: digests[self.aliases.get(name, name)] for name in self.entries})
 
     def check_seal(self) -> None:
         """Compare the file with its seal; a file without one (not ours) passes.
@@ -108,7 +122,7 @@ class Checkpoint:
 
     def non_finite(self) -> list[tuple[str, int]]:
         """Names of float tensors that hold NaN or Inf, with the number of such values."""
-        counts = [(name, int(np.count_nonzero(~np.isfinite(self.read(name))))) for name, entry in self.entries.items() if entry.is_float]
+        counts = [(name, int(np.count_nonzero(~np.isfinite(self.read(name))))) for name, entry in self.owners.items() if entry.is_float]
         return [(name, count) for name, count in counts if count]
 
     def check_finite(self) -> None:
@@ -117,7 +131,14 @@ class Checkpoint:
         Raises:
             InputError: some tensor holds them; the first is named.
         """
-        bad = self.non_finite()
+        self.refuse_non_finite(self.non_finite())
+
+    def refuse_non_finite(self, bad: Sequence[tuple[str, int]]) -> None:
+        """Tell of NaN and Inf that were found, by name of the tensor and number; none found passes.
+
+        Raises:
+            InputError: the first tensor is named.
+        """
         if bad:
             name, count = bad[0]
             more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""

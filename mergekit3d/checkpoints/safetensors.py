@@ -136,7 +136,7 @@ def write_stream(path: Path, entries: Sequence[TensorEntry], values: Callable[[T
     Raises:
         OutputError: the file system refused; the previous file stays.
     """
-    placeholder = _header(entries, metadata.sealed("0" * 64))
+    placeholder, _, _ = header_bytes(entries, metadata.sealed("0" * 64))
     digests = {}
     with atomic_open(path) as file:
         file.write(placeholder)
@@ -148,22 +148,27 @@ def write_stream(path: Path, entries: Sequence[TensorEntry], values: Callable[[T
             digests[entry.name] = tensor_digest(entry.dtype, entry.shape, buffer)
             file.write(buffer)
         sealed = metadata.sealed(tensors_digest(digests))
-        header = _header(entries, sealed)
+        header, _, _ = header_bytes(entries, sealed)
         assert len(header) == len(placeholder)
         file.seek(0)
         file.write(header)
     return sealed
 
 
-def _header(entries: Sequence[TensorEntry], metadata: Metadata) -> bytes:
+def header_bytes(entries: Sequence[TensorEntry], metadata: Metadata) -> tuple[bytes, dict[str, int], int]:
+    """What a file begins with, where in the file each tensor begins, and the size of the file.
+
+    The length of the header depends on the names, dtypes and shapes and on the length of the metadata's text alone.
+    """
     header: dict[str, Any] = {"__metadata__": {KEY: metadata.as_text()}}
-    end = 0
+    places, end = {}, 0
     for entry in entries:
         header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [end, end + entry.nbytes]}
-        end += entry.nbytes
+        places[entry.name], end = end, end + entry.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text
+    start = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, {name: start + place for name, place in places.items()}, start + end
 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:

@@ -40,6 +40,8 @@ def relative_fisher(fishers: Sequence[Array]) -> list[Array]:
     for fisher in fishers[1:]:
         largest = xp.maximum(largest, fisher)
     known = largest > 0
+    if bool(xp.all(known)):
+        return [fisher / largest for fisher in fishers]
     one = xp.ones_like(largest)
     scale = xp.where(known, largest, one)
     return [xp.where(known, fisher / scale, one) for fisher in fishers]

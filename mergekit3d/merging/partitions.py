@@ -82,6 +82,12 @@ def assign(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> dict[
     return {name: partition(name) for name in shapes}
 
 
+def unmatched(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    """Names of the tensors that no pattern names, in order; `assign` makes them private."""
+    kind_of, patterns = kinds(shapes), (*partitions.private, *partitions.shared)
+    return [name for name in shapes if not any(matches(pattern, name, kind_of[name]) for pattern in patterns)]
+
+
 def check_patterns(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> list[MergeKit3DError]:
     """Problems of the patterns: unknown kinds, and globs that name no tensor (a misspelling, most likely)."""
     problems: list[MergeKit3DError] = []

@@ -12,8 +12,8 @@ import numpy as np
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_arguments, network_of, network_shapes
 from mergekit3d.architectures.initialise import initial_tensor, initial_tensors
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
+from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, RecipeError
-from mergekit3d.fusion_engine import tensor_values
 from mergekit3d.merging.partitions import kinds
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.recipe.load import LoadedRecipe

@@ -87,12 +87,13 @@ def ratios_path(loaded: LoadedRecipe) -> Path | None:
     return None
 
 
-def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str]) -> Ratios:
+def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str], *, normalised: bool = True) -> Ratios:
     """The ratios of every group of a fusion.
 
     Args:
         loaded: the recipe.
-        groups: names of the groups, as of `ratio_groups`.
+        groups: names of the groups, as of `ratio_groups`, in the order of the network.
+        normalised: whether they are scaled to sum to 1 over the sources; else they are coefficients of any sign, 1 by default.
 
     Raises:
         InputError: a ratio file that is missing, damaged or of other sources or layers.
@@ -104,8 +105,8 @@ def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str]) -> Ratios:
     if path is not None:
         return _from_file(read_ratios(path), path, names, recipe.merge.granularity, groups)
     given = recipe.merge.ratios if isinstance(recipe.merge.ratios, dict) else {}
-    _check_given(given, groups, names)
-    rows = {group: _row(given, group, names) for group in groups}
+    _check_given(given, groups, names, normalised=normalised)
+    rows: dict[str, GroupRatios] = {group: _scaled(row, normalised=normalised) for group, row in _rows(given, groups, names).items()}
     return Ratios(names, recipe.merge.granularity, rows)
 
 
@@ -130,7 +131,7 @@ def _from_file(ratios: Ratios, path: Path, names: tuple[str, ...], granularity: 
     return Ratios(names, granularity, rows)
 
 
-def _check_given(given: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...]) -> None:
+def _check_given(given: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...], *, normalised: bool) -> None:
     """Refuse what would be passed over: globs that name no group, unknown sources, the two forms mixed."""
     globs = {glob: row for glob, row in given.items() if isinstance(row, dict)}
     if globs and len(globs) != len(given):
@@ -141,23 +142,60 @@ def _check_given(given: Mapping[str, Any], groups: Sequence[str], names: tuple[s
         if not any(fnmatch.fnmatchcase(group, glob) for group in groups):
             raise RecipeError("the pattern names no ratio", where="merge.ratios", found=repr(glob), todo=did_you_mean(glob, groups[:6]))
     for row in globs.values() or ([given] if given else []):
-        for name in row:
-            if name not in names:
-                raise RecipeError("a ratio for an unknown source", where="merge.ratios", found=name, todo=did_you_mean(name, names))
-        missing = [name for name in names if name not in row]
-        if missing:
-            todo = "give every source one (0 leaves it out)"
-            raise RecipeError("a source without a ratio", where="merge.ratios", found=missing[0], todo=todo)
-        if sum(row.values()) <= 0:
-            raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
+        _check_row(row, groups, names, normalised=normalised)
 
 
-def _row(given: Mapping[str, Any], group: str, names: tuple[str, ...]) -> list[float]:
-    """The first glob that fits decides; uniform where none does."""
-    row = given
-    if any(isinstance(value, dict) for value in given.values()):
-        row = next((row for glob, row in given.items() if fnmatch.fnmatchcase(group, glob)), {})
-    if not row:
-        return [1 / len(names)] * len(names)
-    total = float(sum(row[name] for name in names))
-    return [float(row[name]) / total for name in names]
+def _check_row(row: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...], *, normalised: bool) -> None:
+    for name in row:
+        if name not in names:
+            raise RecipeError("a ratio for an unknown source", where="merge.ratios", found=name, todo=did_you_mean(name, names))
+    missing = [name for name in names if name not in row]
+    if missing:
+        todo = "give every source one (0 leaves it out)"
+        raise RecipeError("a source without a ratio", where="merge.ratios", found=missing[0], todo=todo)
+    anchors = {name: _anchors(value) for name, value in row.items()}
+    along = next((name for name, values in anchors.items() if len(values) > 1), None)
+    if along is not None and groups == ["model"]:
+        todo = "set merge.granularity: layer"
+        raise RecipeError("one ratio for the whole model cannot follow its depth", where="merge.ratios", found=along, todo=todo)
+    lowest = min(value for values in anchors.values() for value in values)
+    if normalised and lowest < 0:
+        raise RecipeError("a ratio below 0", where="merge.ratios", found=lowest, todo="only methods that add task vectors take one")
+    if all(value == 0 for values in anchors.values() for value in values):
+        raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
+
+
+def _anchors(value: Any) -> Sequence[float]:
+    return value if isinstance(value, Sequence) else (value,)
+
+
+def _rows(given: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...]) -> dict[str, list[float]]:
+    """The ratios of every group as given: the first glob that fits decides; equal ones where none does."""
+    by_glob = given if any(isinstance(row, dict) for row in given.values()) else {"*": given} if given else {}
+    rows: dict[str, list[float]] = {}
+    for glob, row in by_glob.items():
+        named = [group for group in groups if fnmatch.fnmatchcase(group, glob)]
+        for position, group in enumerate(named):
+            depth = position / max(len(named) - 1, 1)
+            if group not in rows:
+                rows[group] = [_at_depth(_anchors(row[name]), depth) for name in names]
+    return {group: rows.get(group, [1.0] * len(names)) for group in groups}
+
+
+def _at_depth(anchors: Sequence[float], depth: float) -> float:
+    """Anchors spread evenly from the first layer (depth 0) to the last one (depth 1), linear in between."""
+    if len(anchors) == 1:
+        return float(anchors[0])
+    place = depth * (len(anchors) - 1)
+    below = min(int(place), len(anchors) - 2)
+    share = place - below
+    return float(anchors[below] if share == 0 else anchors[below] * (1 - share) + anchors[below + 1] * share)
+
+
+def _scaled(row: Sequence[float], *, normalised: bool) -> list[float]:
+    if not normalised:
+        return [float(value) for value in row]
+    total = float(sum(row))
+    if total <= 0:
+        raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
+    return [float(value) / total for value in row]

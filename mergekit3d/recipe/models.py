@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0)]
+Coefficient = float | Annotated[tuple[float, ...], Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Size3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
@@ -161,12 +162,23 @@ class MergeModel(Model):
 
     method: str = Field("timm", description="merge method; see mergekit3d methods")
     granularity: Literal["model", "layer", "tensor", "kernel"] = Field("layer", description="what shares one mixing ratio")
-    ratios: str | dict[str, Ratio | dict[str, Ratio]] | None = Field(
+    parameters: dict[str, Any] = Field({}, description="of the method; see mergekit3d methods")
+    base: str | None = Field(
+        None, description="source or checkpoint that the others were trained from, for methods that work on differences from it"
+    )
+    ratios: str | dict[str, Coefficient | dict[str, Coefficient]] | None = Field(
         None,
-        description="file of ratios, uniform, by source, or by glob and source; left out: adapt/ratios.json for timm, else uniform",
+        description="file of ratios, uniform, by source, or by glob and source; a list of numbers runs along the depth of the network; "
+        "left out: adapt/ratios.json for timm, else uniform",
     )
     private: str | None = Field(
         None, description="private tensors: adapted, random, zero or a source's name; left out: adapted where there are, else random"
+    )
+    buffers: str | None = Field(
+        None, description="source whose counters and other integer tensors are taken where they differ; left out: the last"
+    )
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] | None = Field(
+        None, description="of the fused file's weights; left out: the widest of the sources'"
     )
     input_channels: Literal["match", "random"] = Field(
         "match", description="first convolution where modalities differ: match by name, or random"

@@ -26,35 +26,43 @@ _under_way: set[str] = set()
 
 
 @contextmanager
+def temporary_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`, which is created where missing; what stands there is removed at the end.
+
+    The temporary name ends with the suffixes of `path`, so that writers that look at them (nibabel, matplotlib) work.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    suffixes = "".join(target.suffixes[-2:])[-32:]
+    temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}{suffixes}"
+    _under_way.add(temporary.name)
+    try:
+        yield temporary
+    finally:
+        # A failing disk refuses this too; the error under way says more.
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _under_way.discard(temporary.name)
+
+
+@contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it replaces `path`, on any error it is removed.
 
-    The temporary name ends with the suffixes of `path`, so that writers that look at them (nibabel, matplotlib) work. A
-    symbolic link is resolved: its target is replaced, not the link. Missing parent folders are created.
+    A symbolic link is resolved: its target is replaced, not the link. Missing parent folders are created.
 
     Raises:
         OutputError: the file system refused (no space left, read-only, no permission).
     """
-    target = Path(path)
-    temporary: Path | None = None
     try:
-        target = _resolved(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = _resolved(Path(path))
         if target.exists() and not target.is_file():
             raise OutputError("cannot write", where=path, wanted="a regular file", found="something else under that name")
-        suffixes = "".join(target.suffixes[-2:])[-32:]
-        temporary = target.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}{suffixes}"
-        _under_way.add(temporary.name)
-        yield temporary
-        _commit(temporary, target)
+        with temporary_file(target) as temporary:
+            yield temporary
+            _commit(temporary, target)
     except OSError as error:
         raise output_error(error, path) from error
-    finally:
-        if temporary is not None:
-            # A failing disk refuses this too; the error under way says more.
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            _under_way.discard(temporary.name)
 
 
 @contextmanager
@@ -66,6 +74,33 @@ def atomic_open(path: Path | str) -> Iterator[IO[bytes]]:
     """
     with atomic_path(path) as temporary, open(temporary, "xb+") as file:
         yield file
+
+
+def write_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Write all of `content` at a place of an open file, whatever other threads write elsewhere in it.
+
+    Raises:
+        OSError: the file system refused; `atomic_open` tells it.
+    """
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+def reserve(descriptor: int, size: int) -> None:
+    """Take the room that a file will need, so that a full disk is known before any work.
+
+    Raises:
+        OSError: there is not enough; `atomic_open` tells it.
+    """
+    if size == 0 or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        # Some network file systems cannot; the writes themselves tell then.
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

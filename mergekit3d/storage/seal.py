@@ -7,7 +7,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hashlib import _Hash as Hash
 
 HASH_THREADS = 4
 
@@ -36,9 +39,14 @@ def tensor_digest(dtype: str, shape: Iterable[int], content: Any) -> str:
         shape: sizes of the axes.
         content: the little-endian bytes, as a buffer.
     """
-    digest = hashlib.sha256(canonical_json([dtype, list(shape)]).encode())
+    digest = tensor_hash(dtype, shape)
     digest.update(content)
     return digest.hexdigest()
+
+
+def tensor_hash(dtype: str, shape: Iterable[int]) -> Hash:
+    """What `tensor_digest` computes, for a tensor whose bytes come piece by piece."""
+    return hashlib.sha256(canonical_json([dtype, list(shape)]).encode())
 
 
 def tensors_digest(digests: Mapping[str, str]) -> str:

@@ -11,9 +11,12 @@ import numpy as np
 
 from mergekit3d.checkpoints import save_tensors
 from mergekit3d.errors import RecipeError
+from mergekit3d.merging.methods import METHODS
+from mergekit3d.merging.partitions import BUFFERS
 from mergekit3d.options import DEFAULT_OPTIONS, Options
-from mergekit3d.plan.fusion import FUSED, FusionPlan, plan_fusion
+from mergekit3d.plan.fusion import FusionPlan, plan_fusion
 from mergekit3d.plan.network import fusion_start
+from mergekit3d.plan.outcomes import FUSED, TensorPlan
 from mergekit3d.plan.ratios import Ratios, read_ratios, write_ratios
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.plots.ratios import plot_ratios
@@ -109,6 +112,9 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
     cohort = open_cohort(loaded, loaded.recipe.target)
     seed = loaded.recipe.seed if options.seed is None else options.seed
     plan = plan_fusion(loaded, seed=seed, uniform=True)
+    if not plan.method.learnable:
+        able = " or ".join(name for name, method in METHODS.items() if method.learnable)
+        raise RecipeError(f"the ratios of {plan.method.name} cannot be learned", where="merge.method", wanted=able)
     if len(plan.sources) < 2:
         raise RecipeError("one source has no ratios to learn", where="sources", wanted="two or more")
     start = fusion_start(plan)
@@ -184,8 +190,13 @@ def _result(folder: Path, fit: FitResult) -> AdaptResult:
 
 
 def shared_names(plan: FusionPlan) -> set[str]:
-    """Names of the tensors that the ratios decide: P. What is expanded or random trains with S."""
-    return {tensor.entry.name for tensor in plan.tensors if tensor.outcome == FUSED}
+    """Names of the tensors that the ratios decide: P. What is expanded or random trains with S, running statistics follow the data."""
+    return {tensor.entry.name for tensor in _learned(plan)}
+
+
+def _learned(plan: FusionPlan) -> list[TensorPlan]:
+    fused = [tensor for tensor in plan.owners if tensor.outcome == FUSED]
+    return [tensor for tensor in fused if tensor.entry.name.rpartition(".")[2] not in BUFFERS]
 
 
 def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) -> FusedWeights:
@@ -194,8 +205,8 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) ->
 
     parameters = {name for name, _ in network.named_parameters()}
     for name in shared_names(plan) - parameters:
-        raise RecipeError("running statistics cannot be adapted", where=name, todo="let partitions.private name them, as kind:norm does")
-    tensors = [_shared_tensor(plan, tensor.entry.name, tensor.group or "") for tensor in plan.tensors if tensor.outcome == FUSED]
+        raise RecipeError("a buffer cannot be adapted", where=name, todo="let partitions.private name it")
+    tensors = [_shared_tensor(plan, tensor.entry.name, tensor.group or "") for tensor in _learned(plan)]
     groups = list(dict.fromkeys(tensor.group for tensor in tensors))
     initial: dict[str, list[float]] = {}
     if isinstance(settings.ratios, dict):
@@ -214,7 +225,7 @@ def _shared_tensor(plan: FusionPlan, name: str, group: str) -> SharedTensor:
     import torch
 
     from mergekit3d.adaptation import SharedTensor
-    from mergekit3d.fusion_engine import widened
+    from mergekit3d.engine.combining import widened
 
     thetas = np.stack([widened(source.checkpoint.read(name)) for source in plan.sources])
     fishers = None

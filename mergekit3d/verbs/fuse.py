@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.checkpoints import CHECKPOINT, Metadata, format_for
+from mergekit3d.checkpoints import CHECKPOINT, Metadata, format_for, open_checkpoint
 from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.metadata import tool
-from mergekit3d.checkpoints.safetensors import SAFETENSORS, write_stream
-from mergekit3d.fusion_engine import tensor_values
+from mergekit3d.checkpoints.safetensors import SAFETENSORS
+from mergekit3d.engine.correspondence import exact_cosines, sampled_cosines, warnings_on
+from mergekit3d.engine.figures import Figures, by_layer
+from mergekit3d.engine.stream import DigestOf, write_fused
+from mergekit3d.merging.partitions import SHARED, layer_of
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
+from mergekit3d.plan.outcomes import COPIED, EXPANDED, FUSED, RANDOM, TensorPlan
 from mergekit3d.plan.ratios import ratios_path
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
-from mergekit3d.storage.atomic import refuse_existing, write_json
+from mergekit3d.storage.atomic import refuse_existing, temporary_file, write_json
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
 
@@ -84,75 +88,117 @@ def fuse_loaded(loaded: LoadedRecipe, *, out: Path, options: Options = DEFAULT_O
     report_path = out.with_name(f"{out.stem}.report.json")
     for path in (out, report_path):
         refuse_existing(path, force=options.force)
-    plan = plan_fusion(loaded, seed=options.seed)
-    for line in _remarks(plan):
+    plan = plan_fusion(loaded, seed=options.seed, verify=False)
+    for line in [*plan.remarks, *_remarks(plan)]:
         reporter.info(line)
-    content = _report(plan)
-    metadata = Metadata(
-        kind=CHECKPOINT,
-        architecture=None if plan.network is None else plan.network.as_json(),
-        task=plan.task,
-        method=plan.method.name,
-        provenance=_provenance(loaded, plan),
-        tool=tool(),
-    )
-    entries, values = [tensor.entry for tensor in plan.tensors], tensor_values(plan)
+    first = plan.sources[0].name
+    for line in warnings_on(sampled_cosines(plan), first):
+        reporter.warn(line)
+    soup: dict[str, Any] = {}
+    if plan.method.evaluates:
+        from mergekit3d.soup import choose_ingredients
+
+        plan, soup = choose_ingredients(loaded, plan, options=options, reporter=reporter)
+
+    def describe(digest_of: DigestOf) -> Metadata:
+        return Metadata(
+            kind=CHECKPOINT,
+            architecture=None if plan.network is None else plan.network.as_json(),
+            task=plan.task,
+            method=plan.method.name,
+            provenance=_provenance(loaded, plan, digest_of),
+            tool=tool(),
+        )
+
     with output_lock(out.parent):
         if file_format is SAFETENSORS:
-            sealed = write_stream(out, entries, values, metadata)
+            streamed = write_fused(plan, out, describe, reporter=reporter)
         else:
-            sealed = file_format.write(out, ((entry, values(entry)) for entry in entries), metadata)
-        assert sealed.seal is not None
-        content = {"digest": sealed.seal["tensors"], **content}
+            with temporary_file(out.with_suffix(".safetensors")) as between:
+                streamed = write_fused(plan, between, describe, reporter=reporter)
+                written = open_checkpoint(between, verify=False)
+                tensors = ((entry, written.read(name)) for name, entry in written.entries.items())
+                file_format.write(out, tensors, replace(streamed.metadata, seal=None))
+        assert streamed.metadata.seal is not None
+        content = {"digest": streamed.metadata.seal["tensors"], **_report(plan, streamed.figures), **soup}
         write_json(report_path, content)
     return FuseResult(out, report_path, Counter(tensor.outcome for tensor in plan.tensors), content)
 
 
-def _report(plan: FusionPlan) -> dict[str, Any]:
-    tensors = []
-    for tensor in plan.tensors:
-        row: dict[str, Any] = {
-            "name": tensor.entry.name,
-            "outcome": tensor.outcome,
-            "partition": tensor.partition,
-            "shape": list(tensor.entry.shape),
-            "dtype": tensor.entry.dtype,
-            "source_shapes": {source.name: list(source.checkpoint.shapes[tensor.entry.name]) for source in plan.sources},
-        }
-        if tensor.group is not None:
-            row["ratios"] = dict(zip(plan.ratios.sources, plan.ratios.layers[tensor.group], strict=True))
-        if tensor.origin is not None:
-            row["origin"] = tensor.origin
-        if tensor.detail is not None:
-            row["detail"] = tensor.detail
-        tensors.append(row)
+def _report(plan: FusionPlan, figures: Mapping[str, Figures]) -> dict[str, Any]:
+    names = plan.ratios.sources
+    tensors = [_row(plan, tensor, figures.get(tensor.entry.name)) for tensor in plan.tensors]
+    layers = {layer: of_layer.as_json(names) for layer, of_layer in by_layer(figures, {name: layer_of(name) for name in figures}).items()}
+    total = Figures(len(names))
+    for of_tensor in figures.values():
+        total.add(of_tensor)
     return {
         "method": plan.method.name,
+        "parameters": plan.parameters.model_dump(mode="json"),
         "granularity": plan.ratios.granularity,
-        "sources": list(plan.ratios.sources),
+        "sources": list(names),
         "seed": plan.seed,
+        "outcomes": dict(Counter(tensor.outcome for tensor in plan.tensors)),
+        "cosine": exact_cosines(plan, figures),
+        "summary": {"fused_parameters": total.entries, **total.as_json(names)},
+        "per_layer": layers,
         "tensors": tensors,
     }
 
 
-def _provenance(loaded: LoadedRecipe, plan: FusionPlan) -> dict[str, Any]:
+def _row(plan: FusionPlan, tensor: TensorPlan, figures: Figures | None) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": tensor.entry.name,
+        "outcome": tensor.outcome,
+        "partition": tensor.partition,
+        "shape": list(tensor.entry.shape),
+        "dtype": tensor.entry.dtype,
+        "source_shapes": {source.name: list(source.checkpoint.shapes[tensor.entry.name]) for source in plan.sources},
+    }
+    if tensor.alias_of is not None:
+        row["alias_of"] = tensor.alias_of
+    if tensor.group is not None:
+        row["ratios"] = dict(zip(plan.ratios.sources, plan.ratios.layers[tensor.group], strict=True))
+    if tensor.origin is not None:
+        row["origin"] = tensor.origin
+    if tensor.detail is not None:
+        row["detail"] = tensor.detail
+    if figures is not None:
+        row.update(figures.as_json(plan.ratios.sources))
+    return row
+
+
+def _provenance(loaded: LoadedRecipe, plan: FusionPlan, digest_of: DigestOf) -> dict[str, Any]:
     path = ratios_path(loaded)
-    return {
+    provenance = {
         "sources": [
-            {"name": source.name, "checkpoint": source.checkpoint.digest, "fisher": None if source.fisher is None else source.fisher.digest}
+            {
+                "name": source.name,
+                "checkpoint": digest_of(source.checkpoint),
+                "fisher": None if source.fisher is None else digest_of(source.fisher),
+            }
             for source in plan.sources
         ],
         "ratios": json_digest(plan.ratios.as_json()) if path is None else file_digest(path),
-        "adapted": None if plan.adapted is None else plan.adapted.digest,
+        "adapted": None if plan.adapted is None else digest_of(plan.adapted),
         "recipe": json_digest(loaded.recipe.model_dump(mode="json", exclude={"out", "data"})),
         "seed": plan.seed,
     }
+    return provenance if plan.base is None else {**provenance, "base": digest_of(plan.base.checkpoint)}
 
 
 def _remarks(plan: FusionPlan) -> list[str]:
-    """One line on each shared tensor that could not be fused as it is."""
-    return [
+    """One line on each shared tensor that could not be fused as it is, and one on the further names of tensors."""
+    lines = [
         f"{tensor.outcome}: {tensor.entry.name}: {tensor.detail}"
-        for tensor in plan.tensors
-        if tensor.detail is not None and tensor.partition == "shared"
+        for tensor in plan.owners
+        if tensor.detail is not None and tensor.partition == SHARED and tensor.outcome in (EXPANDED, RANDOM)
     ]
+    counts = Counter(tensor.detail for tensor in plan.owners if tensor.detail is not None and tensor.outcome in (COPIED, FUSED))
+    lines += [f"{count} tensors: {detail}" for detail, count in counts.items()]
+    aliases = len(plan.tensors) - len(plan.owners)
+    return (
+        [*lines, f"{aliases} of {len(plan.tensors)} names are further names of other tensors: merged once, written each"]
+        if aliases
+        else lines
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import numpy as np
@@ -251,25 +252,58 @@ def test_imported_network_keeps_its_channels_without_a_target(tmp_path):
     assert {"fused", "copied"} == {tensor.outcome for tensor in plan.tensors}
 
 
-def test_buffers_are_never_averaged(tmp_path):
-    """Counters and running statistics come from the last source, and the report says so."""
-    state = {
-        "conv.weight": np.ones((2, 1, 3, 3, 3), np.float32),
-        "batch.running_mean": np.ones(2, np.float32),
-        "batch.num_batches_tracked": np.array(7),
-        "last.weight": np.ones((1, 2, 1, 1, 1), np.float32),
-    }
-    for name in ("m1", "m2"):
-        save(tmp_path / f"{name}.safetensors", state)
-    plan = plan_fusion(fusing(tmp_path, "{method: mean-imm}", "partitions: {private: []}"))
-
-    assert ["fused", "copied", "copied", "fused"] == [tensor.outcome for tensor in plan.tensors]
-    assert "running statistics have no Fisher information; taken from the last source" == of(plan, "batch.running_mean").detail
-    assert "an integer buffer is never averaged; taken from the last source" == of(plan, "batch.num_batches_tracked").detail
+def batch_norm_sources(folder, counts):
+    """Two sources with running statistics and counters."""
+    for number, (name, count) in enumerate(zip(("m1", "m2"), counts, strict=True)):
+        state = {
+            "conv.weight": np.full((2, 1, 3, 3, 3), 1.0 + number, np.float32),
+            "batch.running_mean": np.full(2, 2.0 + number, np.float32),
+            "batch.num_batches_tracked": np.array(count),
+            "last.weight": np.ones((1, 2, 1, 1, 1), np.float32),
+        }
+        save(folder / f"{name}.safetensors", state)
+        save_fisher(folder / f"{name}.safetensors")
 
 
-def test_dtypes_that_differ_give_float32(tmp_path):
-    """Else the sources' own is kept."""
+@pytest.mark.parametrize(
+    ("told", "origin", "counts", "buffers"),
+    [
+        ("an integer tensor, equal in all sources", "m1", (7, 7), "{method: mean-imm}"),
+        ("an integer tensor, differs between the sources and is never averaged: taken from 'm2'", "m2", (7, 9), "{method: mean-imm}"),
+        (
+            "an integer tensor, differs between the sources and is never averaged: taken from 'm1'",
+            "m1",
+            (7, 9),
+            "{method: mean-imm, buffers: m1}",
+        ),
+    ],
+)
+def test_integer_tensors_are_never_averaged(tmp_path, told, origin, counts, buffers):
+    """Equal in all sources, or a named source's, the last one's by default; the report says which."""
+    batch_norm_sources(tmp_path, counts)
+    tensor = of(plan_fusion(fusing(tmp_path, buffers, "partitions: {private: []}")), "batch.num_batches_tracked")
+
+    assert ("copied", origin, told, "I64") == (tensor.outcome, tensor.origin, tensor.detail, tensor.entry.dtype)
+
+
+def test_running_statistics_are_averaged_by_the_ratios(tmp_path):
+    """They have no Fisher information, which eq. 2 takes as F = 1."""
+    batch_norm_sources(tmp_path, (7, 7))
+    tensor = of(plan_fusion(fusing(tmp_path, rest="partitions: {private: []}")), "batch.running_mean")
+
+    assert ("fused", "batch", False) == (tensor.outcome, tensor.group, tensor.has_fisher)
+    assert "running statistics have no Fisher information: averaged by the ratios" == tensor.detail
+
+
+def test_unknown_source_of_integer_tensors(folder):
+    """The nearest name."""
+    with pytest.raises(RecipeError) as caught:
+        plan_fusion(fusing(folder, "{method: imm, buffers: m3}"))
+    assert "unknown source of the integer tensors: merge.buffers: found m3; known: m1, m2" == str(caught.value)
+
+
+def test_dtypes_that_differ_give_the_widest(tmp_path):
+    """Else the sources' own is kept; a line tells of it."""
     state = random_state(spec_of())
     half = {name: values.astype(np.float16) for name, values in state.items()}
     save_source(tmp_path / "m1.safetensors", state=half)
@@ -278,6 +312,31 @@ def test_dtypes_that_differ_give_float32(tmp_path):
 
     assert "F16" == of(plan, INPUT_WEIGHT).entry.dtype
     assert "F32" == of(plan, "segmentation.0.bias").entry.dtype
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("F16", "float16"), ("BF16", "bfloat16"), ("F64", "float64")])
+def test_dtype_of_the_recipe(folder, dtype, name):
+    """For every float tensor."""
+    assert {dtype} == {tensor.entry.dtype for tensor in plan_fusion(fusing(folder, f"{{method: imm, dtype: {name}}}")).tensors}
+
+
+def test_fused_tensors_of_several_dtypes_are_told(tmp_path):
+    """One line, with an example."""
+    state = random_state(spec_of())
+    save_source(tmp_path / "m1.safetensors", state=state)
+    save_source(tmp_path / "m2.safetensors", state={name: values.astype(np.float64) for name, values in state.items()})
+    plan = plan_fusion(fusing(tmp_path, "{method: mean-imm}"))
+
+    assert len(plan.remarks) == 1
+    assert re.fullmatch(rf"dtypes differ in \d+ tensors \({re.escape(INPUT_WEIGHT)}: m1 F32, m2 F64\): written as F64", plan.remarks[0])
+
+
+def test_tensors_that_no_pattern_names_are_told(folder):
+    """They are private, and a line names them."""
+    plan = plan_fusion(fusing(folder, rest='partitions: {private: ["segmentation.*"], shared: ["kind:conv"]}'))
+
+    assert plan.remarks[0].startswith("private, since no pattern of partitions names them: encoder.0.input.norm.weight, ")
+    assert "private" == of(plan, "encoder.0.input.norm.weight").partition
 
 
 def test_uniform_start_of_an_adaptation(folder):
@@ -304,8 +363,23 @@ def test_metadata_of_more_modalities_than_channels(tmp_path):
 
 
 def test_sources_of_another_width(tmp_path):
-    """No tensor of theirs can be fused."""
+    """A conflict of shapes is refused, with both."""
     save_source(tmp_path / "m1.safetensors", 1, spec=spec_of(base_filters=4))
     save_source(tmp_path / "m2.safetensors", 2)
-    with pytest.raises(RecipeError, match="nothing would be fused"):
+    with pytest.raises(
+        InputError, match=r"the sources' shapes differ: .*wanted one shape to fuse, found m1 \[4\], m2 \[2\] \(\d+ tensors differ\)"
+    ):
         plan_fusion(fusing(tmp_path, "{method: mean-imm}"))
+
+
+def test_first_convolutions_of_unknown_modalities_are_refused_without_a_target(tmp_path):
+    """Nothing tells which channel is which, and a random one would break a merge that is not trained."""
+    for number, inputs in enumerate((2, 4), 1):
+        state = random_state(spec_of(inputs), number)
+        torch.save({key: torch.from_numpy(values) for key, values in state.items()}, tmp_path / f"m{number}.pt")
+    with pytest.raises(InputError) as caught:
+        plan_fusion(fusing(tmp_path, "{method: mean-imm}", suffix=".pt"))
+    assert str(caught.value) == (
+        f"the sources' shapes differ: {INPUT_WEIGHT}: wanted one shape to fuse, found m1 [2, 2, 3, 3, 3], m2 [2, 4, 3, 3, 3]; "
+        "give a target with modalities, or name it in partitions.private"
+    )

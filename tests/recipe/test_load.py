@@ -167,7 +167,7 @@ def test_values_are_not_echoed(tmp_path):
 
 def test_union_is_told_once(tmp_path):
     """A value that fits no member of a union is one problem, not one a member."""
-    assert 1 == len(problems_of(tmp_path, "version: 1\nmerge: {ratios: {m1: -1}}"))
+    assert 1 == len(problems_of(tmp_path, "version: 1\nmerge: {ratios: {m1: many}}"))
     assert 1 == len(problems_of(tmp_path, "version: 1\ntarget: {data: a, regions: {ET: [-4]}}"))
     assert 1 == len(problems_of(tmp_path, "version: 1\ntarget: {data: a, split: 5}"))
 

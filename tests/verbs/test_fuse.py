@@ -19,7 +19,7 @@ from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT
 from mergekit3d.checkpoints import load_tensors, open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, UsageError
 from mergekit3d.options import Options
-from mergekit3d.progress import Reporter
+from mergekit3d.progress import Silent
 from mergekit3d.storage.seal import file_digest
 from tests.builders import save_fisher, save_source, spec_of, task_of, two_sources, write_recipe
 
@@ -100,7 +100,7 @@ def test_what_could_not_be_fused_is_said(folder):
     """Never silently: one line a tensor while it runs."""
     lines = []
 
-    class Listening(Reporter):
+    class Listening(Silent):
         def info(self, message):
             lines.append(message)
 

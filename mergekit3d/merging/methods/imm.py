@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from mergekit3d.merging.fusion import fuse
-from mergekit3d.merging.methods import MergeMethod, register
+from typing import Any
+
+from mergekit3d.merging.fusion import fuse_relative
+from mergekit3d.merging.methods import MergeMethod, Parameters, register
+from mergekit3d.merging.piece import Piece
+
+
+def fisher_average(piece: Piece, parameters: Parameters) -> Any:  # noqa: ARG001  every method takes them
+    """Eq. 2 of T-IMM: ( sum_t a^t F^t )^-1 sum_t a^t F^t theta^t; identical sources return themselves bit for bit.
+
+    Source: Lee et al. 2017, mode-IMM; Geyer et al., MIDL 2019, eq. 2. See `mergekit3d.merging.fusion` for the numerics.
+    """
+    return fuse_relative(piece.thetas, piece.phis, piece.ratios)[0]
+
 
 IMM = register(
     MergeMethod(
         name="imm",
         summary="Fisher-weighted average of the sources, one weight at a time (mode-IMM)",
         reference="Lee et al., Overcoming Catastrophic Forgetting by Incremental Moment Matching, NeurIPS 2017",
-        combine=fuse,
+        combine=fisher_average,
+        learnable=True,
         uses_fisher=True,
     )
 )

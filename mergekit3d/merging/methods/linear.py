@@ -8,8 +8,9 @@ from mergekit3d.merging.methods.mean_imm import average
 LINEAR = register(
     MergeMethod(
         name="linear",
-        summary="weighted average of the weights, by source, by layer or by glob",
+        summary="weighted average of the weights: by source, by glob, or along the depth of the network",
         reference="Wortsman et al., Model soups, ICML 2022",
         combine=average,
+        learnable=True,
     )
 )

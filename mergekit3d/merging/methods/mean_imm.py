@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from mergekit3d.merging.fusion import fuse
-from mergekit3d.merging.methods import MergeMethod, register
+from mergekit3d.merging.fusion import fuse_relative
+from mergekit3d.merging.methods import MergeMethod, Parameters, register
+from mergekit3d.merging.piece import Piece
 
 
-def average(thetas: Sequence[Any], fishers: Sequence[Any] | None, ratios: Sequence[Any]) -> Any:  # noqa: ARG001  every method takes them
+def average(piece: Piece, parameters: Parameters) -> Any:  # noqa: ARG001  every method takes them
     """sum_t a^t theta^t: eq. 2 of T-IMM with F = 1; identical sources return themselves bit for bit.
-
-    Args:
-        thetas: weights, one array a source, all of one shape.
-        fishers: not used.
-        ratios: mixing ratios, one a source.
-
-    Returns:
-        The average, of the shape and dtype of the weights.
 
     Source: Lee et al. 2017, mean-IMM.
     """
-    return fuse(thetas, None, ratios)
+    return fuse_relative(piece.thetas, None, piece.ratios)[0]
 
 
 MEAN_IMM = register(
@@ -31,5 +23,6 @@ MEAN_IMM = register(
         summary="plain average of the weights (mean-IMM)",
         reference="Lee et al., Overcoming Catastrophic Forgetting by Incremental Moment Matching, NeurIPS 2017",
         combine=average,
+        learnable=True,
     )
 )

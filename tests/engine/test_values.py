@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from mergekit3d import fusion_engine
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT
-from mergekit3d.fusion_engine import tensor_values, widened
+from mergekit3d.engine import combining
+from mergekit3d.engine.combining import widened
+from mergekit3d.engine.values import tensor_values
 from mergekit3d.plan.fusion import plan_fusion
 from tests.builders import fusing, random_state, save_fisher, save_source, spec_of, task_of, two_sources
 
@@ -61,16 +62,16 @@ def test_shared_tensors_are_equation_2(sources, ratios):
 def test_pieces_do_not_show(sources, monkeypatch):
     """A tensor is computed piece by piece, with the same bits whatever their size."""
     whole = fused(fusing(sources[0]))[1]
-    monkeypatch.setattr(fusion_engine, "PIECE_ENTRIES", 7)
+    monkeypatch.setattr(combining, "PIECE_ENTRIES", 8)
     pieces = fused(fusing(sources[0]))[1]
 
     assert all(values.tobytes() == pieces[name].tobytes() for name, values in whole.items())
 
 
-@pytest.mark.parametrize("piece", [7, 1 << 17])
+@pytest.mark.parametrize("piece", [8, 1 << 17])
 def test_ratios_by_kernel(sources, monkeypatch, piece):
     """Every output channel has its own, weights and biases alike, also where a tensor is cut into pieces."""
-    monkeypatch.setattr(fusion_engine, "PIECE_ENTRIES", piece)
+    monkeypatch.setattr(combining, "PIECE_ENTRIES", piece)
     folder, states, diagonals = sources
     loaded = fusing(folder, "{method: timm, granularity: kernel}")
     generator, layers = np.random.default_rng(0), {}
