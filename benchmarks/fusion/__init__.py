@@ -1,0 +1,1 @@
+"""What benchmarks/fuse.py is made of: inputs, processes timed, peers, tables."""
