@@ -66,14 +66,19 @@ class Checkpoint:
         entries: its tensors by name, in the order of the file.
         metadata: what it says of itself; None for files that are not ours.
         content: reads the little-endian bytes of one tensor.
-        aliases: further names of tensors: each with the first name in the file's order that shares its storage.
+        read_into: fills a buffer with the bytes of a tensor from an offset on, where the format can without a memory map: memory stays
+            small then, and a file that is cut while it is read is an error instead of a crash. None where it cannot.
+        aliases: further names of tensors, each with the first name in the file's order that is the same tensor.
+        aliases_are_stored: whether aliases have bytes of their own in the file, which its digest covers too.
     """
 
     path: Path
     entries: Mapping[str, TensorEntry]
     metadata: Metadata | None
     content: Callable[[str], Any] = field(repr=False)
+    read_into: Callable[[str, int, memoryview], None] | None = field(default=None, repr=False)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases_are_stored: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -84,6 +89,15 @@ class Checkpoint:
     def owners(self) -> dict[str, TensorEntry]:
         """The tensors without the further names that some of them have, in order."""
         return {name: entry for name, entry in self.entries.items() if name not in self.aliases}
+
+    def stored_as(self, name: str) -> str:
+        """The name under which the bytes of a tensor stand in the file."""
+        return name if self.aliases_are_stored else self.aliases.get(name, name)
+
+    @property
+    def stored(self) -> dict[str, TensorEntry]:
+        """The tensors that have bytes of their own in the file, in order."""
+        return {name: entry for name, entry in self.entries.items() if self.stored_as(name) == name}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as an array of its own dtype; bfloat16 comes widened to float32, which loses nothing."""
@@ -104,8 +118,8 @@ class Checkpoint:
             entry = self.entries[name]
             return tensor_digest(entry.dtype, entry.shape, self.content(name))
 
-        digests = hash_in_parallel(self.owners, of)
-        return tensors_digest({name: digests[self.aliases.get(name, name)] for name in self.entries})
+        digests = hash_in_parallel(self.stored, of)
+        return tensors_digest({name: digests[self.stored_as(name)] for name in self.entries})
 
     def check_seal(self) -> None:
         """Compare the file with its seal; a file without one (not ours) passes.
@@ -122,7 +136,7 @@ class Checkpoint:
 
     def non_finite(self) -> list[tuple[str, int]]:
         """Names of float tensors that hold NaN or Inf, with the number of such values."""
-        counts = [(name, int(np.count_nonzero(~np.isfinite(self.read(name))))) for name, entry in self.owners.items() if entry.is_float]
+        counts = [(name, int(np.count_nonzero(~np.isfinite(self.read(name))))) for name, entry in self.stored.items() if entry.is_float]
         return [(name, count) for name, count in counts if count]
 
     def check_finite(self) -> None:

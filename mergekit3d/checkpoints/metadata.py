@@ -80,6 +80,7 @@ class Metadata:
         method: what made the file: train, imm, timm, adapt, finetune, fisher-sampled ...
         provenance: hashes and figures of what it was made from.
         tool: name and version of the writer.
+        aliases: further names of tensors, each with the name that owns the tensor; in the file every name has its values.
         seal: digests, set when the file is written.
     """
 
@@ -89,6 +90,7 @@ class Metadata:
     method: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tool: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     seal: Mapping[str, str] | None = None
 
     def sealed(self, tensors: str) -> Metadata:
@@ -107,7 +109,7 @@ class Metadata:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
+        content = {
             "kind": self.kind,
             "format_version": FORMAT_VERSION,
             "tool": dict(self.tool),
@@ -117,6 +119,8 @@ class Metadata:
             "provenance": dict(self.provenance),
             "seal": None if self.seal is None else dict(self.seal),
         }
+        # Left out where there are none: the seals of files that were written before there were any still hold.
+        return {**content, "aliases": dict(self.aliases)} if self.aliases else content
 
     def as_text(self) -> str:
         """Canonical JSON."""
@@ -147,6 +151,7 @@ def parse_metadata(text: str, where: object) -> Metadata:
             method=content["method"],
             provenance=_mapping(content["provenance"]),
             tool=_mapping(content["tool"]),
+            aliases={str(name): str(owner) for name, owner in _mapping(content.get("aliases", {})).items()},
             seal=None if content["seal"] is None else _mapping(content["seal"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
@@ -170,7 +175,7 @@ def _architecture(content: Any) -> dict[str, Any]:
 
 def looks_like_metadata(text: str) -> bool:
     """Whether a text is what `Metadata.as_text` writes, under whatever key it stands."""
-    return text.startswith('{"architecture":') and '"format_version":' in text and '"seal":{' in text
+    return text.startswith(('{"aliases":', '{"architecture":')) and '"format_version":' in text and '"seal":{' in text
 
 
 def tool() -> dict[str, str]:

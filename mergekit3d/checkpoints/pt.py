@@ -66,7 +66,20 @@ def open_pt(path: Path) -> Checkpoint:
         return memoryview(_bytes_of(state[name]))
 
     metadata = parse_metadata(text, path) if isinstance(text, str) else None
-    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read)
+    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read, aliases=_aliases(state))
+
+
+def _aliases(state: Mapping[str, Any]) -> dict[str, str]:
+    """Names that are the very same entries of the very same storage as an earlier one, each with the first."""
+    owners: dict[Any, str] = {}
+    found = {}
+    for name, tensor in state.items():
+        if tensor.numel():
+            place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+            owner = owners.setdefault(place, name)
+            if owner != name:
+                found[name] = owner
+    return found
 
 
 def _entry(name: str, tensor: Any, file_size: int, path: Path) -> TensorEntry:
@@ -92,7 +105,7 @@ def _load(path: Path) -> Any:
                 broken = archive.testzip()
             if broken is not None:
                 raise InputError("the file is damaged", where=path, found="a wrong checksum inside", todo="restore it from a copy")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             warnings.simplefilter("ignore")  # about odd bytes; what matters comes as an error
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
@@ -109,6 +122,13 @@ def _load(path: Path) -> Any:
         raise InputError(
             "cannot read the checkpoint", where=path, found=f"a damaged file ({type(error).__name__})", todo="restore it from a copy"
         ) from error
+
+
+def _numpy_scalars() -> list[Any]:
+    """What the learning curves in nnU-Net's checkpoints are made of: numpy's scalars, which hold a number and run no code."""
+    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function has no public name
+    # Files written with numpy before 2.0 name the module numpy.core.
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
 
 
 def _culprit(error: Exception) -> str:
@@ -163,8 +183,13 @@ def write_pt(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], meta
     """
     import torch
 
-    state, digests = {}, {}
+    state: dict[str, Any] = {}
+    digests: dict[str, str] = {}
     for entry, values in tensors:
+        owner = metadata.aliases.get(entry.name)
+        if owner is not None:
+            state[entry.name], digests[entry.name] = state[owner], digests[owner]
+            continue
         content = encode(values, entry.dtype)
         digests[entry.name] = tensor_digest(entry.dtype, entry.shape, buffer_of(content))
         tensor = torch.from_numpy(content.copy())

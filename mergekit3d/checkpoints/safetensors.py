@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,16 +45,48 @@ def open_safetensors(path: Path) -> Checkpoint:
     size = check_file(path)
     with open(path, "rb") as file:
         header, start = _read_header(file, size, path)
+        texts = header.pop("__metadata__", None) or {}
+        entries, spans = _entries(header, size - start, path)
+        metadata = _metadata(texts, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    texts = header.pop("__metadata__", None) or {}
-    entries, spans = _entries(header, size - start, path)
+        descriptor = os.dup(file.fileno())
     view = memoryview(mapped)
 
     def content(name: str) -> memoryview:
         first, last = spans[name]
         return view[start + first : start + last]
 
-    return Checkpoint(path=path, entries=entries, metadata=_metadata(texts, path), content=content)
+    def read_into(name: str, offset: int, buffer: memoryview) -> None:
+        place, wanted = start + spans[name][0] + offset, len(buffer)
+        try:
+            while buffer:
+                count = os.preadv(descriptor, [buffer], place)
+                if count == 0:
+                    raise InputError("the file was cut while it was read", where=path, wanted=f"{wanted} bytes of {name}", found="its end")
+                buffer, place = buffer[count:], place + count
+        except OSError as error:
+            raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
+
+    weakref.finalize(read_into, os.close, descriptor)
+    return Checkpoint(
+        path=path,
+        entries=entries,
+        metadata=metadata,
+        content=content,
+        read_into=read_into if hasattr(os, "preadv") else None,
+        aliases=_aliases(metadata, entries, path),
+        aliases_are_stored=True,
+    )
+
+
+def _aliases(metadata: Metadata | None, entries: Mapping[str, TensorEntry], path: Path) -> Mapping[str, str]:
+    """The further names that a file of ours tells of."""
+    found = {} if metadata is None else metadata.aliases
+    for name, owner in found.items():
+        known = name in entries and owner in entries and owner not in found
+        if not known or (entries[name].dtype, entries[name].shape) != (entries[owner].dtype, entries[owner].shape):
+            raise damaged(path, f"the tensor {name!r} as one more name of {owner!r}")
+    return found
 
 
 def _metadata(texts: Any, path: Path) -> Metadata | None:

@@ -16,7 +16,7 @@ from mergekit3d.merging.piece import Piece
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.ratios import GroupRatios
 
-PIECE_ENTRIES = 1 << 16
+PIECE_ENTRIES = 1 << 15
 """Entries of a piece: a multiple of 4, which the random draws are cut at."""
 
 Survey = Callable[[], Sequence[Any]]
@@ -83,7 +83,7 @@ class Combiner:
             uniform=lambda index: _uniform(self.keys[index], start, thetas[0].size),
         )
         values = np.asarray(self.method.combine(piece, self.parameters), self.dtype)
-        unknown = None if fishers is None else int(thetas[0].size - np.count_nonzero(np.maximum.reduce(fishers)))
+        unknown = None if fishers is None else int(np.count_nonzero(np.maximum.reduce(fishers) == 0))
         return Combined(values, _shares(ratios, phis) if self.method.learnable else None, unknown)
 
     def _spread(self, ratio: np.ndarray, start: int, size: int) -> Any:

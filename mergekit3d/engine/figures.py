@@ -18,9 +18,18 @@ ROW = 1 << 13
 def dot(left: np.ndarray, right: np.ndarray) -> float:
     """< left, right > of two flat float arrays, summed over rows in float64; infinite where a row's own sum is too large."""
     whole = left.size // ROW * ROW
+    total = 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        rows = np.vecdot(left[:whole].reshape(-1, ROW), right[:whole].reshape(-1, ROW))
-        return float(rows.sum(dtype=np.float64)) + float(np.vecdot(left[whole:], right[whole:]))
+        if whole:
+            total += float(np.vecdot(left[:whole].reshape(-1, ROW), right[:whole].reshape(-1, ROW)).sum(dtype=np.float64))
+        if whole < left.size:
+            total += float(np.vecdot(left[whole:], right[whole:]))
+    return total
+
+
+def _ones(like: np.ndarray) -> np.ndarray:
+    """Ones of an array's shape and dtype, which take no memory."""
+    return np.broadcast_to(np.ones((), like.dtype), like.shape)
 
 
 @dataclass
@@ -62,7 +71,7 @@ class Figures:
         if combined.shares is not None:
             self.shares = self.shares or [0.0] * self.sources
             for index, share in zip(active, combined.shares, strict=True):
-                self.shares[index] += float(np.sum(share, dtype=np.float64)) if np.ndim(share) else float(share) * size
+                self.shares[index] += dot(share, _ones(share)) if np.ndim(share) else float(share) * size
         if combined.unknown is not None:
             self.unknown = (self.unknown or 0) + combined.unknown
 

@@ -20,6 +20,7 @@ import numpy as np
 from mergekit3d.checkpoints import Checkpoint, Metadata, TensorEntry
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, buffer_of, decode, encode
 from mergekit3d.checkpoints.safetensors import header_bytes
+from mergekit3d.engine import combining
 from mergekit3d.engine.combining import Combiner, arithmetic_dtype, combiner, pieces, surveys_of, widened
 from mergekit3d.engine.figures import Figures, dot
 from mergekit3d.engine.values import tensor_values
@@ -28,7 +29,7 @@ from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.outcomes import COPIED, FUSED, TensorPlan
 from mergekit3d.plan.sources import check_same_weights, negative_fisher
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import atomic_open, reserve, write_at
+from mergekit3d.storage.atomic import atomic_open, reserve, write_at, written_behind
 from mergekit3d.storage.seal import tensor_hash, tensors_digest
 
 MOST_THREADS = 8
@@ -70,7 +71,8 @@ def write_fused(plan: FusionPlan, out: Path, describe: Callable[[DigestOf], Meta
     with atomic_open(out) as file:
         reserve(file.fileno(), size)
         run = _Pass(plan, file.fileno(), places)
-        run.carry_out(reporter)
+        with written_behind(file.fileno()):
+            run.carry_out(reporter)
         run.check()
         digests = run.output_digests
         sealed = describe(lambda checkpoint: checkpoint.digest).sealed(
@@ -91,22 +93,33 @@ class _Input:
     checkpoint: Checkpoint
     entry: TensorEntry
     is_fisher: bool
-    content: Any = None
-    hash: Any = None
+    source: memoryview = field(init=False)
+    hash: Any = field(init=False)
     not_finite: int = 0
     negative: bool = False
 
     def __post_init__(self) -> None:
-        self.content = memoryview(self.checkpoint.content(self.entry.name))
+        item = ITEM_SIZES[self.entry.dtype]
+        if self.checkpoint.read_into is None:
+            self.source = memoryview(self.checkpoint.content(self.entry.name))
+        else:
+            self.source = memoryview(bytearray(min(self.entry.nbytes, combining.PIECE_ENTRIES * item)))
         self.hash = tensor_hash(self.entry.dtype, self.entry.shape)
 
     def read(self, piece: slice) -> tuple[np.ndarray, float]:
         """A piece's values, float32 or wider (integers as they are), and the sum of their squares (of weights alone)."""
-        item = ITEM_SIZES[self.entry.dtype]
-        buffer = self.content[piece.start * item : piece.stop * item]
+        buffer = self._bytes(piece)
         self.hash.update(buffer)
         values = decode(buffer, self.entry.dtype, (piece.stop - piece.start,))
         return (values, 0.0) if not self.entry.is_float else self._checked(widened(values))
+
+    def _bytes(self, piece: slice) -> memoryview:
+        item = ITEM_SIZES[self.entry.dtype]
+        if self.checkpoint.read_into is None:
+            return self.source[piece.start * item : piece.stop * item]
+        buffer = self.source[: (piece.stop - piece.start) * item]
+        self.checkpoint.read_into(self.entry.name, piece.start * item, buffer)
+        return buffer
 
     def _checked(self, values: np.ndarray) -> tuple[np.ndarray, float]:
         if self.is_fisher:
@@ -193,7 +206,7 @@ class _Pass:
         """
         problems = ProblemCollector()
         for file in self.files:
-            digests = {name: self.input_digests[id(file), file.aliases.get(name, name)] for name in file.entries}
+            digests = {name: self.input_digests[id(file), file.stored_as(name)] for name in file.entries}
             # What was hashed on the way is what the property would hash again.
             vars(file).setdefault("digest", tensors_digest(digests))
             problems.attempt(file.check_seal)
@@ -219,13 +232,13 @@ class _Pass:
         """The tensors that an owner's job reads from its first to its last byte."""
         name = tensor.entry.name
         if tensor.outcome == COPIED:
-            return [(self._origin(tensor), name)]
+            return [(self._origin(tensor), self._origin(tensor).stored_as(name))]
         if tensor.outcome != FUSED:
             return []
         files = [source.checkpoint for source in self.plan.sources]
         files += [self.plan.base.checkpoint] if self.plan.base is not None else []
         files += [source.fisher for source in self.plan.sources if source.fisher is not None] if tensor.has_fisher else []
-        return [(file, file.aliases.get(name, name)) for file in {id(file): file for file in files}.values()]
+        return [(file, file.stored_as(name)) for file in {id(file): file for file in files}.values()]
 
     def _origin(self, tensor: TensorPlan) -> Checkpoint:
         named = next((source.checkpoint for source in self.plan.sources if source.name == tensor.origin), self.plan.adapted)
@@ -252,7 +265,7 @@ class _Pass:
         self._close(opened)
 
     def _copy(self, tensor: TensorPlan) -> None:
-        opened = self._open(self._origin(tensor), tensor.entry.name)
+        opened = self._open(*self._inputs_of(tensor)[0])
         writer = _Writer(self, tensor)
         for piece in pieces(_entries(tensor.entry)):
             writer.write(piece, opened.read(piece)[0])
@@ -278,7 +291,8 @@ class _Pass:
             thetas = [read[id(source.checkpoint)][0] for source in plan.sources]
             fishers = [read[id(plan.sources[index].fisher)][0] for index in of_tensor.active] if tensor.has_fisher else None
             base = None if plan.base is None else read[id(plan.base.checkpoint)][0]
-            combined = of_tensor.combine(piece.start, [thetas[index] for index in of_tensor.active], fishers, base)
+            with np.errstate(over="ignore", invalid="ignore"):  # the writer refuses what comes of it
+                combined = of_tensor.combine(piece.start, [thetas[index] for index in of_tensor.active], fishers, base)
             figures.add_piece(thetas, [read[id(source.checkpoint)][1] for source in plan.sources], combined, of_tensor.active)
             writer.write(piece, combined.values)
         for one in opened.values():
@@ -309,7 +323,8 @@ class _Writer:
     def write(self, piece: slice, values: np.ndarray) -> None:
         with np.errstate(over="ignore"):
             content = encode(values, self.entry.dtype)
-        if self.entry.dtype == "F16" and not np.isfinite(content).all() and self.entry not in self.run.overflowing:
+        looked_at = values if self.entry.dtype == "BF16" else content
+        if self.entry.is_float and not np.isfinite(looked_at).all() and self.entry not in self.run.overflowing:
             self.run.overflowing.append(self.entry)
         buffer = buffer_of(content)
         self.hash.update(buffer)

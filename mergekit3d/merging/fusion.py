@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from array_api_compat import array_namespace
+from mergekit3d.merging.arrays import array_namespace
 
 Array = Any
 """A numpy array or a torch tensor."""
@@ -39,12 +39,10 @@ def relative_fisher(fishers: Sequence[Array]) -> list[Array]:
     largest = fishers[0]
     for fisher in fishers[1:]:
         largest = xp.maximum(largest, fisher)
-    known = largest > 0
-    if bool(xp.all(known)):
-        return [fisher / largest for fisher in fishers]
-    one = xp.ones_like(largest)
-    scale = xp.where(known, largest, one)
-    return [xp.where(known, fisher / scale, one) for fisher in fishers]
+    # 1 where nothing is known, else 0: added, it leaves every other number as it is, and costs less than a selection.
+    unknown = xp.astype(largest <= 0, largest.dtype)
+    scale = largest + unknown
+    return [fisher / scale + unknown for fisher in fishers]
 
 
 def fuse(thetas: Sequence[Array], fishers: Sequence[Array] | None, ratios: Sequence[Array | float]) -> Array:

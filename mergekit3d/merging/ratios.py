@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace
+from mergekit3d.merging.arrays import array_namespace
 
 Array = Any
 

@@ -78,7 +78,7 @@ def open_fisher(loaded: LoadedRecipe, model: SourceModel, checkpoint: Checkpoint
         raise InputError("a checkpoint stands where a Fisher diagonal is wanted", where=path)
     if verify:
         fisher.check_finite()
-        negative = next((name for name in fisher.owners if np.any(fisher.read(name) < 0)), None)
+        negative = next((name for name in fisher.stored if np.any(fisher.read(name) < 0)), None)
         if negative is not None:
             raise negative_fisher(path, negative)
     if checkpoint is None:

@@ -108,6 +108,7 @@ def fuse_loaded(loaded: LoadedRecipe, *, out: Path, options: Options = DEFAULT_O
             method=plan.method.name,
             provenance=_provenance(loaded, plan, digest_of),
             tool=tool(),
+            aliases={tensor.entry.name: tensor.alias_of for tensor in plan.tensors if tensor.alias_of is not None},
         )
 
     with output_lock(out.parent):

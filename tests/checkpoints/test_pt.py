@@ -295,3 +295,100 @@ def test_full_disk_leaves_the_old_file(tmp_path):
     assert f"cannot write: {path}: found file too large" == str(caught.value)
     assert b"old" == path.read_bytes()
     assert [path] == list(tmp_path.iterdir())
+
+
+def nnunet_like(path, older=False):
+    """A checkpoint as nnU-Net v2 writes it: several names of one tensor, curves of numpy scalars, plans."""
+    weight, head = torch.arange(8.0).reshape(2, 1, 2, 2), torch.ones(3, 2, 1, 1)
+    weights = {
+        "encoder.stages.0.conv.weight": weight,
+        "decoder.encoder.stages.0.conv.weight": weight,
+        "decoder.seg_layers.0.weight": head,
+        "decoder.seg_layers.0.bias": torch.zeros(3),
+    }
+    logging = {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)], "epoch_end_timestamps": [1.0]}
+    content = {
+        "network_weights": weights,
+        "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
+        "grad_scaler_state": None,
+        "logging": logging,
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 7,
+        "init_args": {"plans": {"configurations": {}}, "configuration": "3d_fullres", "fold": 0, "dataset_json": {}, "device": "cuda"},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    torch.save(content, path)
+    if older:
+        rename_inside(path, b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def rename_inside(path, name, other):
+    """The same archive with another module named in its pickle, as older versions wrote it."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in members.items():
+            renamed = content.replace(bytes([len(name)]) + b"\0\0\0" + name, bytes([len(other)]) + b"\0\0\0" + other)
+            renamed = renamed.replace(b"c" + name + b"\n", b"c" + other + b"\n")
+            archive.writestr(member, renamed if member.endswith("data.pkl") else content)
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["numpy 2", "numpy 1"])
+def test_checkpoints_of_nnunet_open(tmp_path, older):
+    """Their learning curves hold numpy scalars, which are allowed; nothing else is."""
+    nnunet_like(tmp_path / "checkpoint_final.pth", older)
+    checkpoint = open_checkpoint(tmp_path / "checkpoint_final.pth")
+
+    assert 4 == len(checkpoint.entries)
+    assert {"decoder.encoder.stages.0.conv.weight": "encoder.stages.0.conv.weight"} == checkpoint.aliases
+    assert 3 == len(checkpoint.owners)
+    assert np.arange(8.0).tolist() == checkpoint.read("decoder.encoder.stages.0.conv.weight").ravel().tolist()
+
+
+def test_what_is_allowed_in_one_file_is_not_left_allowed(tmp_path):
+    """Other code that loads with weights_only=True is as safe as before."""
+    nnunet_like(tmp_path / "checkpoint_final.pth")
+    open_checkpoint(tmp_path / "checkpoint_final.pth")
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "checkpoint_final.pth", weights_only=True)
+
+
+def test_parts_of_one_storage_are_not_one_tensor(tmp_path):
+    """Only the same entries in the same order are."""
+    whole = torch.arange(8.0)
+    torch.save(
+        {"a": whole[:4], "b": whole[4:], "c": whole[:4], "d": whole[:4].reshape(2, 2), "e": whole.reshape(2, 4).t()}, tmp_path / "m.pt"
+    )
+
+    assert {"c": "a"} == open_checkpoint(tmp_path / "m.pt").aliases
+
+
+def test_safetensors_under_the_name_of_a_pickle(tmp_path):
+    """Files are told by their content."""
+    save(tmp_path / "m1.safetensors", STATE)
+    (tmp_path / "m1.safetensors").rename(tmp_path / "m1.pth")
+
+    same_as_state(open_checkpoint(tmp_path / "m1.pth"))
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_aliases_come_back(tmp_path, ending):
+    """Told by the metadata or by the storage; the digest is that of a file without them."""
+    state = {**STATE, "again": STATE["a.weight"]}
+    path = tmp_path / f"m1.{ending}"
+    save(path, state, metadata_of(aliases={"again": "a.weight"}))
+    checkpoint = open_checkpoint(path)
+    save(tmp_path / "plain.safetensors", state)
+
+    assert {"again": "a.weight"} == checkpoint.aliases
+    assert STATE["a.weight"].tobytes() == checkpoint.read("again").tobytes()
+    assert checkpoint.digest == open_checkpoint(tmp_path / "plain.safetensors").digest
+    assert "aliases" not in open_checkpoint(tmp_path / "plain.safetensors").metadata.as_json()
+
+
+def test_aliases_that_cannot_be(tmp_path):
+    """Of another shape, or of a tensor that is not there."""
+    for owner in ("a.bias", "nothing"):
+        save(tmp_path / "m1.safetensors", {**STATE, "again": STATE["a.weight"]}, metadata_of(aliases={"again": owner}))
+        assert f"the tensor 'again' as one more name of '{owner}'" in refusal(tmp_path / "m1.safetensors")

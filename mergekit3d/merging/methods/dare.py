@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from array_api_compat import array_namespace
 from pydantic import Field
 
+from mergekit3d.merging.arrays import array_namespace
 from mergekit3d.merging.methods import MergeMethod, register
 from mergekit3d.merging.methods.task_arithmetic import TaskArithmeticParameters, weighted_sum
 from mergekit3d.merging.piece import Piece

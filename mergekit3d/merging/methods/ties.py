@@ -6,9 +6,9 @@ import math
 from typing import Annotated, Any
 
 import numpy as np
-from array_api_compat import array_namespace
 from pydantic import Field
 
+from mergekit3d.merging.arrays import array_namespace
 from mergekit3d.merging.methods import MergeMethod, Parameters, register
 from mergekit3d.merging.methods.task_arithmetic import weighted_sum
 from mergekit3d.merging.piece import Piece
