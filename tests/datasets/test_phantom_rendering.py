@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from mergekit3d.datasets.phantom import contrasts, rendering
 from mergekit3d.datasets.phantom.contrasts import BRIGHTNESS, MODALITIES, draw_contrasts
-from mergekit3d.datasets.phantom.fields import View
+from mergekit3d.datasets.phantom.fields import View, draw_field
 from mergekit3d.datasets.phantom.rendering import _partial_volume, add_details, majority, render
 from mergekit3d.datasets.phantom.tissues import TISSUES
 
@@ -61,6 +62,35 @@ def test_white_matter_is_bright_in_t1_and_dark_in_t2():
 
     assert images["t1"][labels == 2].mean() > images["t1"][labels == 3].mean()
     assert images["t2"][labels == 2].mean() < images["t2"][labels == 3].mean()
+
+
+def flat(spacing_mm, monkeypatch, **changes):
+    """T1 of a ball of one tissue with nothing but what is left on, in its middle, where white matter is 20000 units."""
+    for name, value in {"TEXTURE_SPREAD": 0.0, "BIAS_SPREAD": 0.0, "UNITS": (20000.0, 20000.0), **changes}.items():
+        monkeypatch.setattr(rendering, name, value)
+    tissues = np.where(ball(15) > 0, 2, 0).astype(np.int16)
+    image = render(np.random.default_rng(4), tissues, View((16, 16, 16), spacing_mm, 2), ("t1",))["t1"]
+    return image[5:11, 5:11, 5:11] / 20000
+
+
+def test_noise_is_averaged_over_a_voxel(monkeypatch):
+    """As of an image of 1 mm: a voxel of 4 mm holds 64 of those, and an eighth of their noise."""
+    fine, coarse = (flat(spacing_mm, monkeypatch).std() for spacing_mm in (1.0, 4.0))
+
+    assert 0.02 * 0.8 < fine < 0.04 * 1.2
+    assert 8 == pytest.approx(fine / coarse, rel=0.05)
+
+
+def test_gain_varies_smoothly_by_what_correction_leaves(monkeypatch):
+    """Over many heads the gain at one place spreads by some 15 %; two voxels apart it is nearly the same."""
+    monkeypatch.setattr(contrasts, "TISSUE_SPREAD", 0.0)
+    monkeypatch.setattr(contrasts, "GAMMA_SPREAD", 0.0)
+    gains = [draw_field(np.random.default_rng(seed), rendering.BIAS_MM).on(VIEW.axes()) for seed in range(40)]
+    one = flat(3.0, monkeypatch, NOISE=(0.0, 0.0), BIAS_SPREAD=rendering.BIAS_SPREAD)
+
+    assert 0.15 == pytest.approx(rendering.BIAS_SPREAD * np.std(gains), rel=0.25)
+    assert 0 < np.ptp(np.log(one)) < 0.3
+    assert np.abs(np.diff(np.log(one), axis=0)).max() < 0.03
 
 
 def test_rendering_depends_on_the_generator_alone():

@@ -41,9 +41,9 @@ BRIGHTNESS: dict[str, tuple[float, float, float, float]] = {
     "enhancing tumour": (0.62, 1.25, 0.62, 0.76),
     "edema": (0.72, 0.73, 0.74, 0.88),
 }
-TISSUE_SPREAD = 0.035  # standard deviation of a tissue's brightness between subjects
+TISSUE_SPREAD = 0.02  # standard deviation of a tissue's brightness between subjects
 TUMOUR_SPREAD = 0.10  # tumours differ more
-GAMMA_SPREAD = 0.12  # of the logarithm of the exponent that bends the whole scale
+GAMMA_SPREAD = 0.06  # of the logarithm of the exponent that bends the whole scale
 
 
 def draw_contrasts(generator: np.random.Generator, modalities: Sequence[str]) -> tuple[Array, Array]:

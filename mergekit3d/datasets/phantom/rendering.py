@@ -13,11 +13,11 @@ from mergekit3d.datasets.phantom.fields import Array, View, bounding_box, draw_f
 from mergekit3d.datasets.phantom.tissues import DURA, VESSEL, member_table
 
 LESION = 77
-DURA_MM, DURA_GAPS = 1.5, 0.2
-BIAS_MM, BIAS_SPREAD = 80.0, 0.21  # of the logarithm of the gain
+DURA_MM, DURA_GAPS = 1.5, 0.6
+BIAS_MM, BIAS_SPREAD = 80.0, 0.15  # of the logarithm of the gain: what a scanner's own correction leaves
 TEXTURE_MM, TEXTURE_SPREAD = 5.0, 0.03
-NOISE = (0.02, 0.04)  # of white matter in T1
-BLUR_VOXELS = 0.45
+NOISE = (0.02, 0.04)  # of white matter in T1, at 1 mm
+BLUR_MM = 0.45
 UNITS = (250.0, 1000.0)  # scanner units of white matter in T1
 
 
@@ -94,10 +94,12 @@ def render(
     for row, modality in enumerate(modalities):
         own, bias = draw_field(generator, TEXTURE_MM), draw_field(generator, BIAS_MM)
         low, high = np.log(UNITS)
-        unit, sigma = np.exp(generator.uniform(low, high)), generator.uniform(*NOISE)
+        # An image is the mean of one of 1 mm over each voxel, as its label is the majority there.
+        unit, sigma = np.exp(generator.uniform(low, high)), generator.uniform(*NOISE) * view.spacing_mm**-1.5
+        blur = BLUR_MM / view.spacing_mm
         thickness = generator.uniform(0, 0.4) if modality in ("t2", "flair") else 0.0
         signal = _partial_volume(tissues, infiltration, view, table[row], edema[row])
-        signal = ndimage.gaussian_filter(signal, (BLUR_VOXELS, BLUR_VOXELS, BLUR_VOXELS + thickness), truncate=3)
+        signal = ndimage.gaussian_filter(signal, (blur, blur, blur + thickness), truncate=3)
         axes = view.axes()
         signal *= 1 + np.float32(TEXTURE_SPREAD * np.sqrt(0.5)) * (shared.on(axes) + own.on(axes))
         signal *= np.exp(np.float32(BIAS_SPREAD) * bias.on(axes))
