@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -13,23 +11,6 @@ import mergekit3d
 
 from .console import Result
 from .flags import Overrides, RecipeFlag, needed, overrides_of
-
-
-@dataclass(frozen=True)
-class MethodList:
-    """The merge methods: name, one line, reference."""
-
-    methods: Sequence[tuple[str, str, str]]
-
-    def as_json(self) -> dict[str, Any]:
-        """The methods by name."""
-        return {name: {"summary": summary, "reference": reference} for name, summary, reference in self.methods}
-
-    def lines(self) -> list[str]:
-        """Two lines a method."""
-        width = max((len(name) for name, _, _ in self.methods), default=0)
-        columns = [row for name, summary, reference in self.methods for row in ((name, summary), ("", reference))]
-        return [f"{name:<{width}}  {text}" for name, text in columns]
 
 
 def inspect(
@@ -84,4 +65,4 @@ def methods() -> Result:
 
       mergekit3d methods
     """
-    return MethodList(mergekit3d.methods())
+    return mergekit3d.methods()

@@ -93,8 +93,17 @@ def fisher(
     return mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter)
 
 
-def fuse(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+def fuse(
+    *,
+    recipe: RecipeFlag = None,
+    overrides: Overrides = None,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the report too: <stem>.report.png.")] = False,
+    options: Options,
+    reporter: Reporter,
+) -> Result:
     """Fuse the sources of a recipe into one checkpoint.
+
+    Beside it, <stem>.report.json tells what became of every tensor.
 
     Examples:
 
@@ -103,7 +112,7 @@ def fuse(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Opt
       mergekit3d fuse --recipe timm.yaml --set merge.method=imm --set merge.ratios=uniform --set merge.out=imm.safetensors
     """
     recipe = needed(recipe, "fuse", RECIPE, example="fuse --recipe timm.yaml")
-    return mergekit3d.fuse(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+    return mergekit3d.fuse(recipe, overrides=overrides_of(overrides), plot=plot, options=options, reporter=reporter)
 
 
 def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:

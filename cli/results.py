@@ -178,13 +178,15 @@ def plot(
     force: Force = False,
     reporter: Reporter,
 ) -> Result:
-    """Draw ratios, learning curves, or predictions beside the truth.
+    """Draw ratios, fusions, curves, or predictions beside the truth.
 
     Several logs are overlaid; several segmentations of one subject stand side by side.
 
     Examples:
 
       mergekit3d plot out/adapt/ratios.json --out ratios.svg
+
+      mergekit3d plot out/fused.report.json
 
       mergekit3d plot imm/log.csv timm/log.csv --names IMM,T-IMM --out curves.png
 

@@ -228,7 +228,9 @@ class Study:
                 label("fuse", arm),
                 (loaded.merge_path, loaded.merge_path.with_name(f"{loaded.merge_path.stem}.report.json")),
                 lambda: decided(merge, partitions, files_identity([ratios])),
-                lambda: fuse_loaded(loaded, out=loaded.merge_path, options=replace(self._quiet, force=True), reporter=self.reporter),
+                lambda: fuse_loaded(
+                    loaded, out=loaded.merge_path, plot=True, options=replace(self._quiet, force=True), reporter=self.reporter
+                ),
             )
         best = arm.checkpoint
         yield Step(

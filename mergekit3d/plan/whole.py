@@ -7,7 +7,7 @@ from functools import partial
 
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
-from mergekit3d.merging.methods import METHODS
+from mergekit3d.merging.methods import METHODS, parameters_of
 from mergekit3d.plan.network import network_for
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.recipe.load import LoadedRecipe
@@ -30,7 +30,7 @@ def check_whole(loaded: LoadedRecipe) -> None:
         except MergeKit3DError as error:
             problems.add(error)
 
-    attempt(lambda: METHODS.get(recipe.merge.method))
+    attempt(lambda: parameters_of(METHODS.get(recipe.merge.method), recipe.merge.parameters))
     if recipe.target is None and recipe.train is None and not recipe.sources:
         problems.add(RecipeError("the recipe asks for nothing", where=loaded.path, wanted="a target, and sources or train"))
     if recipe.target is not None:

@@ -38,14 +38,14 @@ def ratios_figure(ratios: Mapping[str, Any], *, title: str = "") -> Figure:
     shares = {str(layer): _shares(row) for layer, row in ratios["layers"].items()}
     columns = _columns(list(shares))
     rows = max(len(layers) for _, layers in columns)
-    longest = max(len(name) for _, layers in columns for name in _short(layers).values())
+    longest = max(len(name) for _, layers in columns for name in short_names(layers).values())
     width = len(columns) * (2.4 + 0.075 * longest)
     figure = style.new_figure(max(5.0, width), 1.25 + ROW_IN * max(rows, 3))
     grid = figure.subplots(1, len(columns), squeeze=False, sharex=True)[0]
     for axes, (heading, layers) in zip(grid, columns, strict=True):
         axes.set_title(heading)
-        _draw_bars(axes, {name: shares[layer] for layer, name in _short(layers).items()}, sources, rows)
-    handles = [_patch(colour, source) for source, colour in style.colours(sources).items()]
+        _draw_bars(axes, {name: shares[layer] for layer, name in short_names(layers).items()}, sources, rows)
+    handles = [colour_patch(colour, source) for source, colour in style.colours(sources).items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 6))
     if title:
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
@@ -94,7 +94,7 @@ def _columns(layers: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Encoder, decoder and the rest, in the network's order, long parts broken into columns of even length."""
     parts: dict[str, list[str]] = {}
     for layer in layers:
-        parts.setdefault(_part(layer), []).append(layer)
+        parts.setdefault(part_of(layer), []).append(layer)
     if len(parts) == 1 and "other" in parts:
         parts = {"layers": parts["other"]}
     columns = []
@@ -108,12 +108,13 @@ def _columns(layers: Sequence[str]) -> list[tuple[str, list[str]]]:
     return columns
 
 
-def _part(layer: str) -> str:
+def part_of(layer: str) -> str:
+    """``encoder``, ``decoder`` or ``other``, told from a layer's name."""
     found = [(match.start(), part) for part, pattern in (("encoder", ENCODER), ("decoder", DECODER)) if (match := pattern.search(layer))]
     return min(found)[1] if found else "other"
 
 
-def _short(layers: Sequence[str]) -> dict[str, str]:
+def short_names(layers: Sequence[str]) -> dict[str, str]:
     """Names without the first component that all share (``encoder.``); long ones lose their middle."""
     prefixes = {layer.split(".", 1)[0] for layer in layers}
     common = f"{prefixes.pop()}." if len(prefixes) == 1 and len(layers) > 1 else ""
@@ -121,7 +122,8 @@ def _short(layers: Sequence[str]) -> dict[str, str]:
     return {layer: name if len(name) <= 44 else f"{name[:20]}…{name[-22:]}" for layer, name in names.items()}
 
 
-def _patch(colour: str, label: str) -> Any:
+def colour_patch(colour: str, label: str) -> Any:
+    """An entry of a legend."""
     from matplotlib.patches import Patch
 
     return Patch(facecolor=colour, label=label)

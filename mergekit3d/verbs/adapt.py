@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.checkpoints import save_tensors
+from mergekit3d.engine.correspondence import sampled_cosines, warnings_on
 from mergekit3d.errors import RecipeError
 from mergekit3d.merging.methods import METHODS
 from mergekit3d.merging.partitions import BUFFERS
@@ -117,6 +118,8 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
         raise RecipeError(f"the ratios of {plan.method.name} cannot be learned", where="merge.method", wanted=able)
     if len(plan.sources) < 2:
         raise RecipeError("one source has no ratios to learn", where="sources", wanted="two or more")
+    for line in warnings_on(sampled_cosines(plan), plan.sources[0].name):
+        reporter.warn(line)
     start = fusion_start(plan)
     digests = [
         {"name": s.name, "checkpoint": s.checkpoint.digest, "fisher": None if s.fisher is None else s.fisher.digest} for s in plan.sources

@@ -34,29 +34,44 @@ class FuseResult:
     Args:
         out: the fused checkpoint.
         report: what became of every tensor.
+        picture: the report drawn, where that was asked for.
         outcomes: number of tensors by outcome.
         content: the report's content.
     """
 
     out: Path
     report: Path
+    picture: Path | None
     outcomes: Mapping[str, int]
     content: Mapping[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {"out": str(self.out), "report": str(self.report), "outcomes": dict(self.outcomes), **self.content}
+        picture = None if self.picture is None else str(self.picture)
+        return {"out": str(self.out), "report": str(self.report), "picture": picture, "outcomes": dict(self.outcomes), **self.content}
 
     def lines(self) -> list[str]:
         """Lines for people."""
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items())
-        return [f"{self.out}: {counts}", f"{self.report}: what became of every tensor"]
+        hint = f"{self.picture}: the same, drawn" if self.picture is not None else f"draw it: mergekit3d plot {self.report}"
+        return [f"{self.out}: {counts}", f"{self.report}: what became of every tensor; {hint}", *self._judgement()]
+
+    def _judgement(self) -> list[str]:
+        """How much each source has a say, and how far the result is from it, over all fused weights."""
+        summary = self.content["summary"]
+        parts = []
+        for source in self.content["sources"]:
+            share, distance = summary.get("share", {}).get(source), summary["distance"][source]
+            told = [] if share is None else [f"weighs {share:.0%}"]
+            parts.append(", ".join([source, *told, *([] if distance is None else [f"{distance:.1%} away"])]))
+        return ["; ".join(parts)]
 
 
 def fuse(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    plot: bool = False,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> FuseResult:
@@ -65,6 +80,7 @@ def fuse(
     Args:
         recipe: YAML file with sources and merge.
         overrides: ``key.path=value`` each.
+        plot: draw the report too.
         options: ``out`` is the output folder, or the fused file where it ends like a checkpoint.
         reporter: where progress goes.
 
@@ -79,14 +95,17 @@ def fuse(
     is_file = options.out is not None and any(options.out.suffix.lower() in FORMATS.get(name).suffixes for name in FORMATS)
     folder, file = (None, options.out) if is_file else (options.out, None)
     loaded = load_recipe(recipe, overrides=overrides, out=folder)
-    return fuse_loaded(loaded, out=file or loaded.merge_path, options=options, reporter=reporter)
+    return fuse_loaded(loaded, out=file or loaded.merge_path, plot=plot, options=options, reporter=reporter)
 
 
-def fuse_loaded(loaded: LoadedRecipe, *, out: Path, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> FuseResult:
+def fuse_loaded(
+    loaded: LoadedRecipe, *, out: Path, plot: bool = False, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
+) -> FuseResult:
     """Fuse the sources of a recipe that is loaded already; see `fuse`."""
     file_format = format_for(out)
     report_path = out.with_name(f"{out.stem}.report.json")
-    for path in (out, report_path):
+    picture = report_path.with_suffix(".png") if plot else None
+    for path in (out, report_path, *([picture] if picture is not None else [])):
         refuse_existing(path, force=options.force)
     plan = plan_fusion(loaded, seed=options.seed, verify=False)
     for line in [*plan.remarks, *_remarks(plan)]:
@@ -123,7 +142,11 @@ def fuse_loaded(loaded: LoadedRecipe, *, out: Path, options: Options = DEFAULT_O
         assert streamed.metadata.seal is not None
         content = {"digest": streamed.metadata.seal["tensors"], **_report(plan, streamed.figures), **soup}
         write_json(report_path, content)
-    return FuseResult(out, report_path, Counter(tensor.outcome for tensor in plan.tensors), content)
+        if picture is not None:
+            from mergekit3d.plots.merge import plot_merge
+
+            plot_merge(content, picture)
+    return FuseResult(out, report_path, picture, Counter(tensor.outcome for tensor in plan.tensors), content)
 
 
 def _report(plan: FusionPlan, figures: Mapping[str, Figures]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-PLOTTED = "ratios.json, compare.json, log.csv, or a segmentation as .nii or .nii.gz"
+PLOTTED = "ratios.json, a fusion's report.json, compare.json, log.csv, or a segmentation as .nii or .nii.gz"
 MOST_LABELS = 32
 """Of a segmentation without regions: more are hardly a segmentation of ours, and no legend could tell them."""
 
@@ -26,7 +26,7 @@ class PlotResult:
     """What was drawn.
 
     Args:
-        kind: ratios, curves, differences or slices.
+        kind: ratios, merge, curves, differences or slices.
         out: the picture.
     """
 
@@ -53,10 +53,11 @@ def plot(
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> PlotResult:
-    """Draw a file: mixing ratios (Figure 5), a comparison (Figure 4), learning curves, or slices of segmentations (Figure 3).
+    """Draw a file: mixing ratios (Figure 5), a fusion, a comparison (Figure 4), learning curves, or slices of segmentations (Figure 3).
 
     Args:
-        file: ratios.json, compare.json, log.csv or a segmentation; several logs are overlaid, several segmentations stand side by side.
+        file: ratios.json, report.json, compare.json, log.csv or a segmentation; several logs are overlaid, several segmentations
+            stand side by side.
         out: the picture, .png or .svg; by default a PNG named after the first file, beside it.
         image: what segmentations lie over.
         truth: the true labels of segmentations.
@@ -111,16 +112,35 @@ def _json_figure(path: Path) -> tuple[str, Figure]:
     from mergekit3d.comparison import comparison_of
     from mergekit3d.plan.ratios import read_ratios
     from mergekit3d.plots.differences import differences_figure
+    from mergekit3d.plots.merge import merge_figure
     from mergekit3d.plots.ratios import ratios_figure
 
     content = read_json_object(path, "the file to plot")
     if content.get("layers"):
         return "ratios", ratios_figure(read_ratios(path).as_json())
+    if content.get("per_layer") and content.get("sources"):
+        return "merge", merge_figure(_report_of(content, path))
     if "comparisons" in content:
         return "differences", differences_figure(comparison_of(content, path))
     raise InputError(
-        "cannot tell what to plot", where=path, wanted="what adapt or compare writes", found=f"keys {', '.join(content)}"[:200]
+        "cannot tell what to plot", where=path, wanted="what adapt, fuse or compare writes", found=f"keys {', '.join(content)}"[:200]
     )
+
+
+def _report_of(content: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """A fusion's report, as far as it is drawn.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    layers, sources = content["per_layer"], content["sources"]
+    good = isinstance(layers, dict) and isinstance(sources, list) and all(isinstance(row, dict) for row in layers.values())
+    numbers = (
+        [value for row in layers.values() for key in ("share", "distance") for value in dict(row.get(key, {})).values()] if good else [""]
+    )
+    if not all(value is None or isinstance(value, int | float) for value in numbers):
+        raise InputError("damaged report of a fusion", where=path, wanted="figures by layer and source", todo="run fuse again")
+    return content
 
 
 def _curves(files: Mapping[str, Path]) -> Figure:

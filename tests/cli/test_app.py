@@ -104,9 +104,8 @@ def test_disk_full_outside_the_atomic_writer_ends_with_74(mergekit, fake):
 
 
 PRINT_METHODS = """
-import sys, mergekit3d
+import sys
 from mergekit3d_cli.app import app
-mergekit3d.methods = lambda: [("imm", "Fisher-weighted mean", "Lee 2017")]
 app(["methods"])
 """
 

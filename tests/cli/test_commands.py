@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_recipe_commands_pass_recipe_overrides_and_options(mergekit, fake, comma
     assert (Path("r.yaml"),) == seen["arguments"]
     assert ("merge.ratios={m1: 0.3}", "name=a=b") == seen["overrides"]
     assert Options(device="cuda:1", precision="fp32", seed=7, out=Path("somewhere"), force=True, resume=True) == seen["options"]
-    assert {"arguments", "overrides", "options", "reporter"} == set(seen)
+    assert {"arguments", "overrides", "options", "reporter"} == set(seen) - {"plot"}
 
 
 def test_flags_left_out_are_the_defaults_of_the_library(mergekit, fake):
@@ -238,12 +239,16 @@ def test_inspect(mergekit, fake):
     assert ([], Path("r.yaml"), ("seed=1",)) == (seen["arguments"][0], seen["recipe"], seen["overrides"])
 
 
-def test_methods_are_listed_with_their_references(mergekit, fake):
-    """Two lines a method; an object by name as JSON."""
-    fake("methods", returns=[("imm", "Fisher-weighted mean", "Lee 2017"), ("linear", "weighted mean", "folklore")])
+def test_methods_are_listed_with_what_they_need(mergekit):
+    """A line each, then needs, parameters and reference; an object by name as JSON."""
+    shown = mergekit("methods").stdout
+    content = json.loads(mergekit("methods", "--json").stdout)
 
-    assert "imm     Fisher-weighted mean\n        Lee 2017\nlinear  weighted mean\n        folklore\n" == mergekit("methods").stdout
-    assert '"imm": {"summary": "Fisher-weighted mean", "reference": "Lee 2017"}' in mergekit("methods", "--json").stdout
+    assert "ties             trim small changes, elect a sign for every weight, average the changes that agree\n" in shown
+    assert "                 needs merge.base\n                 parameters.density (0.2): share of each tensor's changes" in shown
+    assert "                 Yadav et al., TIES-Merging" in shown
+    assert ["Fisher diagonals"] == content["imm"]["needs"]
+    assert 0.4 == content["task-arithmetic"]["parameters"]["scale"]["default"]
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)

@@ -84,8 +84,8 @@ def test_a_segmentation_needs_an_image_on_its_grid(tmp_path, drawn):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "x", r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, compare\.json, log\.csv"),
-        ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt or compare writes, found keys x"),
+        ("a.txt", "x", r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, a fusion's report\.json, compare\.json, log\.csv"),
+        ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt, fuse or compare writes, found keys x"),
         ("a.json", "{", "cannot read the file to plot"),
         (
             "metrics.csv",

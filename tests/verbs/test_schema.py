@@ -26,6 +26,9 @@ def test_schema_prints_as_json():
 
 
 def test_methods_are_those_of_the_registry():
-    """Name, one line, reference."""
-    assert list(METHODS) == [name for name, _, _ in methods()]
-    assert all(summary and reference for _, summary, reference in methods())
+    """By name, with one line, reference, needs and parameters."""
+    entries = methods().entries
+
+    assert sorted(METHODS) == [entry.name for entry in entries]
+    assert all(entry.summary and entry.reference for entry in entries)
+    assert {"density", "scale"} == set(methods().as_json()["ties"]["parameters"])
