@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -192,15 +192,37 @@ def write_pt(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], meta
             continue
         content = encode(values, entry.dtype)
         digests[entry.name] = tensor_digest(entry.dtype, entry.shape, buffer_of(content))
-        tensor = torch.from_numpy(content.copy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nothing writes to what may be a file's own bytes
+            tensor = torch.from_numpy(content)
         state[entry.name] = tensor.view(torch.bfloat16) if entry.dtype == "BF16" else tensor
     sealed = metadata.sealed(tensors_digest(digests))
-    # Through memory: torch tells a full disk as an assertion of its archive, the file itself as what it is.
-    archive = io.BytesIO()
-    torch.save({"state_dict": state, KEY: sealed.as_text()}, archive)
     with atomic_open(path) as file:
-        file.write(archive.getbuffer())
+        disk = _Disk(file)
+        try:
+            torch.save({"state_dict": state, KEY: sealed.as_text()}, cast(IO[bytes], disk))
+        except Exception as error:
+            raise disk.failure or error from error
     return sealed
+
+
+class _Disk(io.RawIOBase):
+    """A file that remembers why a write failed: torch tells a full disk as an assertion of its archive."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self.file = file
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.failure = error
+            raise
 
 
 PT = register(Format("pt", recognises=recognises, open=open_pt, write=write_pt, suffixes=(".pt", ".pth")))
