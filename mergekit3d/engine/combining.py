@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,7 @@ class Combiner:
             uniform=lambda index: _uniform(self.keys[index], start, thetas[0].size),
         )
         values = np.asarray(self.method.combine(piece, self.parameters), self.dtype)
-        unknown = None if fishers is None else int(np.count_nonzero(np.maximum.reduce(fishers) == 0))
+        unknown = None if fishers is None else _unknown(fishers)
         return Combined(values, _shares(ratios, phis) if self.method.learnable else None, unknown)
 
     def _spread(self, ratio: np.ndarray, start: int, size: int) -> Any:
@@ -97,7 +98,15 @@ class Combiner:
 def _shares(ratios: Sequence[Any], phis: Sequence[np.ndarray] | None) -> list[Any]:
     weights = list(ratios) if phis is None else [ratio * phi for ratio, phi in zip(ratios, phis, strict=True)]
     normaliser = sum(weights[1:], start=weights[0])
-    return [weight / normaliser for weight in weights]
+    shares = [weight / normaliser for weight in weights[1:]]
+    return [1 - sum(shares[1:], start=shares[0]) if shares else np.ones(()), *shares]
+
+
+def _unknown(fishers: Sequence[np.ndarray]) -> int:
+    """Number of entries where every Fisher diagonal is 0."""
+    if any(fisher.size and fisher.min() > 0 for fisher in fishers):
+        return 0
+    return int(fishers[0].size - np.count_nonzero(reduce(np.logical_or, fishers)))
 
 
 def _uniform(key: bytes, start: int, size: int) -> np.ndarray:
@@ -142,10 +151,10 @@ def surveys_of(plan: FusionPlan, thetas: Sequence[Callable[[], np.ndarray]], bas
     return [survey(read(), reference, plan.parameters) for read in thetas]
 
 
-def pieces(entries: int) -> Iterator[slice]:
-    """The pieces of a flat tensor."""
-    for start in range(0, entries, PIECE_ENTRIES):
-        yield slice(start, min(start + PIECE_ENTRIES, entries))
+def cuts(entries: int, size: int) -> Iterator[slice]:
+    """A row of entries cut into parts of a size; the last one may be shorter."""
+    for start in range(0, entries, size):
+        yield slice(start, min(start + size, entries))
 
 
 def widened(values: np.ndarray) -> np.ndarray:

@@ -1,29 +1,26 @@
 """From source files to a fused file in one pass: every byte is read once, hashed, checked, combined and written, piece by piece.
 
-Tensors are shared out among threads; hashing, reading and numpy's loops release the interpreter lock. What a source's values may
-turn out to be (damaged, not finite, of other weights than the Fisher diagonal says) is collected over the whole pass and told at
-once, before the output takes its name.
+Tensors are shared out among a few workers. What a source's values may turn out to be (damaged, not finite, of other weights than the
+Fisher diagonal says) is collected over the whole pass and told at once, before the output takes its name.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mergekit3d.checkpoints import Checkpoint, Metadata, TensorEntry
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, buffer_of, decode, encode
 from mergekit3d.checkpoints.safetensors import header_bytes
-from mergekit3d.engine import combining
-from mergekit3d.engine.combining import Combiner, arithmetic_dtype, combiner, pieces, surveys_of, widened
+from mergekit3d.engine.combining import PIECE_ENTRIES, Combiner, arithmetic_dtype, combiner, cuts, surveys_of, widened
 from mergekit3d.engine.figures import Figures, dot
 from mergekit3d.engine.values import tensor_values
+from mergekit3d.engine.workers import Job, carry_out
 from mergekit3d.errors import InputError, ProblemCollector
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.outcomes import COPIED, FUSED, TensorPlan
@@ -32,7 +29,6 @@ from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.storage.atomic import atomic_open, reserve, write_at, written_behind
 from mergekit3d.storage.seal import tensor_hash, tensors_digest
 
-MOST_THREADS = 8
 PLACEHOLDER = "0" * 64
 DigestOf = Callable[[Checkpoint], str]
 
@@ -93,35 +89,34 @@ class _Input:
     checkpoint: Checkpoint
     entry: TensorEntry
     is_fisher: bool
-    source: memoryview = field(init=False)
-    hash: Any = field(init=False)
     not_finite: int = 0
     negative: bool = False
 
     def __post_init__(self) -> None:
-        item = ITEM_SIZES[self.entry.dtype]
-        if self.checkpoint.read_into is None:
-            self.source = memoryview(self.checkpoint.content(self.entry.name))
-        else:
-            self.source = memoryview(bytearray(min(self.entry.nbytes, combining.PIECE_ENTRIES * item)))
         self.hash = tensor_hash(self.entry.dtype, self.entry.shape)
+        if self.checkpoint.read_into is None:
+            self._content = memoryview(self.checkpoint.content(self.entry.name))
+        else:
+            self._content = memoryview(bytearray(min(self.entry.nbytes, PIECE_ENTRIES * ITEM_SIZES[self.entry.dtype])))
 
     def read(self, piece: slice) -> tuple[np.ndarray, float]:
-        """A piece's values, float32 or wider (integers as they are), and the sum of their squares (of weights alone)."""
-        buffer = self._bytes(piece)
-        self.hash.update(buffer)
-        values = decode(buffer, self.entry.dtype, (piece.stop - piece.start,))
-        return (values, 0.0) if not self.entry.is_float else self._checked(widened(values))
+        """The next piece, flat, in float32 or wider (integers as they are), and the sum of its squares (of weights alone).
 
-    def _bytes(self, piece: slice) -> memoryview:
+        It is valid until the next call.
+        """
         item = ITEM_SIZES[self.entry.dtype]
         if self.checkpoint.read_into is None:
-            return self.source[piece.start * item : piece.stop * item]
-        buffer = self.source[: (piece.stop - piece.start) * item]
-        self.checkpoint.read_into(self.entry.name, piece.start * item, buffer)
-        return buffer
+            buffer = self._content[piece.start * item : piece.stop * item]
+        else:
+            buffer = self._content[: (piece.stop - piece.start) * item]
+            self.checkpoint.read_into(self.entry.name, piece.start * item, buffer)
+        self.hash.update(buffer)
+        return self._checked(decode(buffer, self.entry.dtype, (piece.stop - piece.start,)))
 
     def _checked(self, values: np.ndarray) -> tuple[np.ndarray, float]:
+        if not self.entry.is_float:
+            return values, 0.0
+        values = widened(values)
         if self.is_fisher:
             if values.size and not (values.min() >= 0 and np.isfinite(values.max())):
                 self.not_finite += values.size - int(np.count_nonzero(np.isfinite(values)))
@@ -140,6 +135,28 @@ class _Input:
 
 
 @dataclass
+class _Found:
+    """What one job found, in a form that another process can send.
+
+    Args:
+        digests: of the input tensors that were read to their end, by number of the file and name.
+        not_finite: number of NaN and Inf, where there were any.
+        negative: Fisher tensors with an entry below 0.
+        written: digest of the output tensor, where the job writes one.
+        overflows: whether fused weights were beyond the range of the output's dtype.
+        figures: of a fused tensor.
+    """
+
+    name: str | None = None
+    digests: dict[tuple[int, str], str] = field(default_factory=dict)
+    not_finite: dict[tuple[int, str], int] = field(default_factory=dict)
+    negative: set[tuple[int, str]] = field(default_factory=set)
+    written: str | None = None
+    overflows: bool = False
+    figures: Figures | None = None
+
+
+@dataclass
 class _Pass:
     """One pass over all files of a plan.
 
@@ -152,13 +169,10 @@ class _Pass:
     plan: FusionPlan
     descriptor: int
     places: Mapping[str, int]
+    found: _Found = field(default_factory=_Found)
     output_digests: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Figures] = field(default_factory=dict)
-    input_digests: dict[tuple[int, str], str] = field(default_factory=dict)
-    not_finite: dict[tuple[int, str], int] = field(default_factory=dict)
-    negative: set[tuple[int, str]] = field(default_factory=set)
-    overflowing: list[TensorEntry] = field(default_factory=list)
-    is_spoilt: bool = False
+    overflowing: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         plan = self.plan
@@ -166,37 +180,44 @@ class _Pass:
         checkpoints += [plan.base.checkpoint] if plan.base is not None else []
         checkpoints += [plan.adapted] if plan.adapted is not None else []
         fishers = [source.fisher for source in plan.sources if source.fisher is not None]
-        self.is_fisher = {id(file): index >= len(checkpoints) for index, file in enumerate([*checkpoints, *fishers])}
         self.files = list({id(file): file for file in [*checkpoints, *fishers]}.values())
+        self.number_of = {id(file): number for number, file in enumerate(self.files)}
+        self.fishers = {self.number_of[id(file)] for file in fishers}
         self.names: dict[str, list[str]] = {}
         for tensor in plan.tensors:
             self.names.setdefault(tensor.alias_of or tensor.entry.name, []).append(tensor.entry.name)
         self.values = tensor_values(plan)
 
     def carry_out(self, reporter: Reporter) -> None:
-        """Run every job, the largest first, on a few threads."""
-        jobs, read = [], set()
+        """Do every job and gather what they found."""
+        jobs: list[Job] = []
+        read = set()
         for tensor in self.plan.owners:
             inputs = self._inputs_of(tensor)
-            read |= {(id(file), name) for file, name in inputs}
+            read |= set(inputs)
             work = {FUSED: self._fuse, COPIED: self._copy}.get(tensor.outcome, self._compute)
-            jobs.append((sum(file.entries[name].nbytes for file, name in inputs) + tensor.entry.nbytes, partial(work, tensor)))
-        for file in self.files:
+            jobs.append(
+                (sum(self.files[number].entries[name].nbytes for number, name in inputs) + tensor.entry.nbytes, partial(work, tensor))
+            )
+        for number, file in enumerate(self.files):
             jobs += [
-                (entry.nbytes, partial(self._check, file, name)) for name, entry in file.owners.items() if (id(file), name) not in read
+                (entry.nbytes, partial(self._check, number, name)) for name, entry in file.stored.items() if (number, name) not in read
             ]
-        jobs.sort(key=lambda job: -job[0])
         total = sum(size for size, _ in jobs)
-        threads = min(MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-        with reporter.task(f"fuse {total / 1e6:,.0f} MB", total) as task, ThreadPoolExecutor(threads) as pool:
-            sizes = {pool.submit(work): size for size, work in jobs}
-            try:
-                for future in as_completed(sizes):
-                    future.result()
-                    task.advance(sizes[future])
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        with reporter.task(f"fuse {total / 1e6:,.0f} MB", total) as task, closing(carry_out(jobs)) as results:
+            for size, found in results:
+                self._gather(found)
+                task.advance(size)
+
+    def _gather(self, found: _Found) -> None:
+        self.found.digests.update(found.digests)
+        self.found.not_finite.update(found.not_finite)
+        self.found.negative |= found.negative
+        if found.name is not None and found.written is not None:
+            self.output_digests[found.name] = found.written
+            self.overflowing |= {found.name} if found.overflows else set()
+            if found.figures is not None:
+                self.figures[found.name] = found.figures
 
     def check(self) -> None:
         """Refuse what the values turned out to be.
@@ -205,103 +226,104 @@ class _Pass:
             MergeKit3DError: every problem of every file.
         """
         problems = ProblemCollector()
-        for file in self.files:
-            digests = {name: self.input_digests[id(file), file.stored_as(name)] for name in file.entries}
+        for number, file in enumerate(self.files):
+            digests = {name: self.found.digests[number, file.stored_as(name)] for name in file.entries}
             # What was hashed on the way is what the property would hash again.
             vars(file).setdefault("digest", tensors_digest(digests))
             problems.attempt(file.check_seal)
-            problems.attempt(partial(self._check_values, file))
+            problems.attempt(partial(self._check_values, number))
         for source in self.plan.sources:
             if source.fisher is not None:
                 problems.attempt(partial(check_same_weights, source.fisher, source.checkpoint, source.checkpoint.digest))
-        for entry in self.overflowing:
-            problems.add(
-                InputError(
-                    "fused weights beyond the range of the dtype", where=entry.name, found=entry.dtype, todo="set merge.dtype: float32"
-                )
-            )
+        for tensor in self.plan.owners:
+            if tensor.entry.name in self.overflowing:
+                what, todo = "fused weights beyond the range of the dtype", "set a wider merge.dtype"
+                problems.add(InputError(what, where=tensor.entry.name, found=tensor.entry.dtype, todo=todo))
         problems.raise_if_any()
 
-    def _check_values(self, file: Checkpoint) -> None:
-        file.refuse_non_finite([(name, self.not_finite[id(file), name]) for name in file.entries if (id(file), name) in self.not_finite])
-        negative = next((name for name in file.entries if (id(file), name) in self.negative), None)
+    def _check_values(self, number: int) -> None:
+        file, counts = self.files[number], self.found.not_finite
+        file.refuse_non_finite([(name, counts[number, name]) for name in file.entries if (number, name) in counts])
+        negative = next((name for name in file.entries if (number, name) in self.found.negative), None)
         if negative is not None:
             raise negative_fisher(file.path, negative)
 
-    def _inputs_of(self, tensor: TensorPlan) -> list[tuple[Checkpoint, str]]:
-        """The tensors that an owner's job reads from its first to its last byte."""
-        name = tensor.entry.name
+    def _inputs_of(self, tensor: TensorPlan) -> list[tuple[int, str]]:
+        """The tensors that an owner's job reads from their first to their last byte, by number of the file and name."""
+        plan = self.plan
         if tensor.outcome == COPIED:
-            return [(self._origin(tensor), self._origin(tensor).stored_as(name))]
-        if tensor.outcome != FUSED:
-            return []
-        files = [source.checkpoint for source in self.plan.sources]
-        files += [self.plan.base.checkpoint] if self.plan.base is not None else []
-        files += [source.fisher for source in self.plan.sources if source.fisher is not None] if tensor.has_fisher else []
-        return [(file, file.stored_as(name)) for file in {id(file): file for file in files}.values()]
+            files = [next((source.checkpoint for source in plan.sources if source.name == tensor.origin), plan.adapted)]
+        elif tensor.outcome == FUSED:
+            files = [source.checkpoint for source in plan.sources]
+            files += [plan.base.checkpoint] if plan.base is not None else []
+            files += [source.fisher for source in plan.sources] if tensor.has_fisher else []
+        else:
+            files = []
+        numbers = dict.fromkeys(self.number_of[id(file)] for file in files)
+        return [(number, self.files[number].stored_as(tensor.entry.name)) for number in numbers]
 
-    def _origin(self, tensor: TensorPlan) -> Checkpoint:
-        named = next((source.checkpoint for source in self.plan.sources if source.name == tensor.origin), self.plan.adapted)
-        assert named is not None
-        return named
+    def _open(self, number: int, name: str) -> _Input:
+        return _Input(self.files[number], self.files[number].entries[name], number in self.fishers)
 
-    def _open(self, file: Checkpoint, name: str) -> _Input:
-        return _Input(file, file.entries[name], self.is_fisher[id(file)])
-
-    def _close(self, opened: _Input) -> None:
-        key = (id(opened.checkpoint), opened.entry.name)
-        self.input_digests[key] = opened.hash.hexdigest()
+    def _close(self, number: int, opened: _Input, found: _Found) -> None:
+        key = (number, opened.entry.name)
+        found.digests[key] = opened.hash.hexdigest()
         if opened.not_finite:
-            self.not_finite[key] = opened.not_finite
+            found.not_finite[key] = opened.not_finite
         if opened.negative:
-            self.negative.add(key)
-        self.is_spoilt = self.is_spoilt or not opened.is_good
+            found.negative.add(key)
 
-    def _check(self, file: Checkpoint, name: str) -> None:
+    def _check(self, number: int, name: str) -> _Found:
         """Read a tensor that the output does not need: the seal covers it."""
-        opened = self._open(file, name)
-        for piece in pieces(_entries(opened.entry)):
+        opened, found = self._open(number, name), _Found()
+        for piece in _pieces(opened.entry):
             opened.read(piece)
-        self._close(opened)
+        self._close(number, opened, found)
+        return found
 
-    def _copy(self, tensor: TensorPlan) -> None:
-        opened = self._open(*self._inputs_of(tensor)[0])
-        writer = _Writer(self, tensor)
-        for piece in pieces(_entries(tensor.entry)):
-            writer.write(piece, opened.read(piece)[0])
-        self._close(opened)
-        writer.close()
+    def _copy(self, tensor: TensorPlan) -> _Found:
+        ((number, name),) = self._inputs_of(tensor)
+        opened, writer, found = self._open(number, name), _Writer(self, tensor), _Found()
+        for piece in _pieces(tensor.entry):
+            writer.write(piece.start, opened.read(piece)[0])
+        self._close(number, opened, found)
+        return writer.told(found)
 
-    def _compute(self, tensor: TensorPlan) -> None:
+    def _compute(self, tensor: TensorPlan) -> _Found:
         """Random, zero and expanded tensors, in memory."""
-        values, writer = self.values(tensor.entry).reshape(-1), _Writer(self, tensor)
-        for piece in pieces(values.size):
-            writer.write(piece, values[piece])
-        writer.close()
+        writer = _Writer(self, tensor)
+        writer.write(0, self.values(tensor.entry).reshape(-1))
+        return writer.told(_Found())
 
-    def _fuse(self, tensor: TensorPlan) -> None:
-        plan, name = self.plan, tensor.entry.name
-        opened = {id(file): self._open(file, found) for file, found in self._inputs_of(tensor)}
-        of_tensor = self._combiner(tensor, [source.checkpoint for source in plan.sources])
-        writer, figures = _Writer(self, tensor), Figures(len(plan.sources))
-        for piece in pieces(_entries(tensor.entry)):
-            read = {key: one.read(piece) for key, one in opened.items()}
-            if self.is_spoilt or not all(one.is_good for one in opened.values()):
-                continue
-            thetas = [read[id(source.checkpoint)][0] for source in plan.sources]
-            fishers = [read[id(plan.sources[index].fisher)][0] for index in of_tensor.active] if tensor.has_fisher else None
-            base = None if plan.base is None else read[id(plan.base.checkpoint)][0]
-            with np.errstate(over="ignore", invalid="ignore"):  # the writer refuses what comes of it
-                combined = of_tensor.combine(piece.start, [thetas[index] for index in of_tensor.active], fishers, base)
-            figures.add_piece(thetas, [read[id(source.checkpoint)][1] for source in plan.sources], combined, of_tensor.active)
-            writer.write(piece, combined.values)
-        for one in opened.values():
-            self._close(one)
-        writer.close()
-        self.figures[name] = figures
+    def _fuse(self, tensor: TensorPlan) -> _Found:
+        plan, found = self.plan, _Found()
+        opened = {number: self._open(number, name) for number, name in self._inputs_of(tensor)}
+        sources = [self.number_of[id(source.checkpoint)] for source in plan.sources]
+        base = None if plan.base is None else self.number_of[id(plan.base.checkpoint)]
+        of_tensor = self._combiner(tensor)
+        known = [self.number_of[id(plan.sources[index].fisher)] for index in of_tensor.active] if tensor.has_fisher else None
+        writer, found.figures = _Writer(self, tensor), Figures(len(plan.sources))
+        with np.errstate(over="ignore", invalid="ignore"):  # the writer tells what comes of it
+            for piece in _pieces(tensor.entry):
+                read = {number: one.read(piece) for number, one in opened.items()}
+                if not all(one.is_good for one in opened.values()):
+                    continue
+                thetas = [read[number][0] for number in sources]
+                combined = of_tensor.combine(
+                    piece.start,
+                    [thetas[index] for index in of_tensor.active],
+                    None if known is None else [read[number][0] for number in known],
+                    None if base is None else read[base][0],
+                )
+                found.figures.add_piece(thetas, [read[number][1] for number in sources], combined, of_tensor.active)
+                writer.write(piece.start, combined.values)
+        for number, one in opened.items():
+            self._close(number, one, found)
+        return writer.told(found)
 
-    def _combiner(self, tensor: TensorPlan, files: Sequence[Checkpoint]) -> Combiner:
+    def _combiner(self, tensor: TensorPlan) -> Combiner:
         plan, name = self.plan, tensor.entry.name
+        files = [source.checkpoint for source in plan.sources]
         assert tensor.group is not None
         dtype = arithmetic_dtype([file.entries[name].dtype for file in files])
         of_tensor = combiner(plan, name, tensor.entry.shape, dtype, plan.ratios.layers[tensor.group])
@@ -316,27 +338,30 @@ class _Writer:
     """One output tensor, under all its names, hashed while it is written."""
 
     def __init__(self, run: _Pass, tensor: TensorPlan) -> None:
-        self.run, self.entry = run, tensor.entry
+        self.descriptor, self.entry = run.descriptor, tensor.entry
         self.places = [run.places[name] for name in run.names[tensor.entry.name]]
         self.hash = tensor_hash(tensor.entry.dtype, tensor.entry.shape)
+        self.overflows = False
 
-    def write(self, piece: slice, values: np.ndarray) -> None:
+    def write(self, start: int, values: np.ndarray) -> None:
+        """Write the entries that begin at `start`."""
         with np.errstate(over="ignore"):
             content = encode(values, self.entry.dtype)
-        looked_at = values if self.entry.dtype == "BF16" else content
-        if self.entry.is_float and not np.isfinite(looked_at).all() and self.entry not in self.run.overflowing:
-            self.run.overflowing.append(self.entry)
+        if self.entry.is_float:
+            self.overflows = self.overflows or not np.isfinite(values if self.entry.dtype == "BF16" else content).all()
         buffer = buffer_of(content)
         self.hash.update(buffer)
         for place in self.places:
-            write_at(self.run.descriptor, buffer, place + piece.start * ITEM_SIZES[self.entry.dtype])
+            write_at(self.descriptor, buffer, place + start * ITEM_SIZES[self.entry.dtype])
 
-    def close(self) -> None:
-        self.run.output_digests[self.entry.name] = self.hash.hexdigest()
+    def told(self, found: _Found) -> _Found:
+        """What a job found, with what was written."""
+        found.name, found.written, found.overflows = self.entry.name, self.hash.hexdigest(), self.overflows
+        return found
 
 
-def _entries(entry: TensorEntry) -> int:
-    return entry.nbytes // ITEM_SIZES[entry.dtype]
+def _pieces(entry: TensorEntry) -> Iterator[slice]:
+    return cuts(entry.nbytes // ITEM_SIZES[entry.dtype], PIECE_ENTRIES)
 
 
 def _whole(file: Checkpoint, name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from mergekit3d.architectures import architecture
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.checkpoints import TensorEntry
-from mergekit3d.engine.combining import arithmetic_dtype, combiner, pieces, surveys_of, widened
+from mergekit3d.engine.combining import PIECE_ENTRIES, arithmetic_dtype, combiner, cuts, surveys_of, widened
 from mergekit3d.merging.partitions import kinds
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.outcomes import COPIED, EXPANDED, FUSED, ZERO, TensorPlan, modalities_of
@@ -80,7 +80,7 @@ def combine(
     surveys = surveys_of(plan, [_reader(theta) for theta in flat], None if flat_base is None else _reader(flat_base))
     of_tensor = replace(of_tensor, surveys=surveys)
     result = np.empty(flat[0].size, dtype)
-    for piece in pieces(result.size):
+    for piece in cuts(result.size, PIECE_ENTRIES):
         taken = None if known is None else [fisher[piece] for fisher in known]
         of_base = None if flat_base is None else flat_base[piece]
         result[piece] = of_tensor.combine(piece.start, [theta[piece] for theta in flat], taken, of_base).values

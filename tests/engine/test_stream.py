@@ -13,7 +13,7 @@ import torch
 
 from mergekit3d import fuse
 from mergekit3d.checkpoints import CHECKPOINT, Metadata, open_checkpoint
-from mergekit3d.engine import combining, stream
+from mergekit3d.engine import stream, workers
 from mergekit3d.engine.stream import write_fused
 from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, OutputError, Problems
@@ -62,7 +62,7 @@ def written(loaded, name="out.safetensors"):
 def test_writes_what_is_computed_in_memory(folder, merge, rest, monkeypatch):
     """Bit for bit, whatever the pieces; and the seal that was made on the way holds."""
     in_memory = tensor_values(plan_fusion(fusing(folder, merge, rest)))
-    monkeypatch.setattr(combining, "PIECE_ENTRIES", 8)
+    monkeypatch.setattr(stream, "PIECE_ENTRIES", 8)
     checkpoint, plan, _ = written(fusing(folder, merge, rest))
 
     assert [tensor.entry for tensor in plan.tensors] == list(checkpoint.entries.values())
@@ -73,11 +73,13 @@ def test_writes_what_is_computed_in_memory(folder, merge, rest, monkeypatch):
         assert expected.tobytes() == checkpoint.read(tensor.entry.name).tobytes(), tensor.entry.name
 
 
-def test_one_thread_or_many_write_the_same_bytes(folder, monkeypatch):
-    """In the order of the first source, whichever tensor is done first."""
+@pytest.mark.parametrize("with_torch", [False, True], ids=["processes", "threads"])
+def test_one_worker_or_many_write_the_same_bytes(folder, monkeypatch, with_torch):
+    """In the order of the first source, whichever tensor is done first, and however the work is shared."""
     loaded = fusing(folder, METHODS["imm"])
+    monkeypatch.setattr(workers, "can_fork", lambda: not with_torch)
     written(loaded, "many.safetensors")
-    monkeypatch.setattr(stream, "MOST_THREADS", 1)
+    monkeypatch.setattr(workers, "MOST_WORKERS", 1)
     written(loaded, "one.safetensors")
 
     assert (folder / "many.safetensors").read_bytes() == (folder / "one.safetensors").read_bytes()

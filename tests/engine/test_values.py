@@ -9,7 +9,7 @@ import pytest
 
 from mergekit3d.architectures.initialise import initial_tensor
 from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT
-from mergekit3d.engine import combining
+from mergekit3d.engine import values as values_module
 from mergekit3d.engine.combining import widened
 from mergekit3d.engine.values import tensor_values
 from mergekit3d.plan.fusion import plan_fusion
@@ -62,7 +62,7 @@ def test_shared_tensors_are_equation_2(sources, ratios):
 def test_pieces_do_not_show(sources, monkeypatch):
     """A tensor is computed piece by piece, with the same bits whatever their size."""
     whole = fused(fusing(sources[0]))[1]
-    monkeypatch.setattr(combining, "PIECE_ENTRIES", 8)
+    monkeypatch.setattr(values_module, "PIECE_ENTRIES", 8)
     pieces = fused(fusing(sources[0]))[1]
 
     assert all(values.tobytes() == pieces[name].tobytes() for name, values in whole.items())
@@ -71,7 +71,7 @@ def test_pieces_do_not_show(sources, monkeypatch):
 @pytest.mark.parametrize("piece", [8, 1 << 17])
 def test_ratios_by_kernel(sources, monkeypatch, piece):
     """Every output channel has its own, weights and biases alike, also where a tensor is cut into pieces."""
-    monkeypatch.setattr(combining, "PIECE_ENTRIES", piece)
+    monkeypatch.setattr(values_module, "PIECE_ENTRIES", piece)
     folder, states, diagonals = sources
     loaded = fusing(folder, "{method: timm, granularity: kernel}")
     generator, layers = np.random.default_rng(0), {}
