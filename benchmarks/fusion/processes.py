@@ -33,6 +33,7 @@ class Run:
         peak_rss: most bytes resident, with pages of mapped files: VmHWM, summed over the process and its children.
         peak_anonymous: most bytes of memory of its own: RssAnon, as far as it was sampled.
         maxrss: ru_maxrss in bytes, to compare with peak_rss.
+        from_disk: bytes that were read from the disk, as they were not in the page cache.
     """
 
     wall_s: float
@@ -40,6 +41,7 @@ class Run:
     peak_rss: int
     peak_anonymous: int
     maxrss: int
+    from_disk: int
 
 
 def run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Run:
@@ -73,7 +75,8 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Ru
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
         raise CannotMeasureError(f"exit code {process.returncode} of {' '.join(map(str, command))[:300]}\n{tail}")
-    return Run(wall_s, usage.ru_utime + usage.ru_stime, sampler.peak_rss, sampler.peak_anonymous, usage.ru_maxrss * 1024)
+    cpu_s = usage.ru_utime + usage.ru_stime
+    return Run(wall_s, cpu_s, sampler.peak_rss, sampler.peak_anonymous, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
 
 
 class Sampler(threading.Thread):
