@@ -17,7 +17,7 @@ from mergekit3d.merging.piece import Piece
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.ratios import GroupRatios
 
-PIECE_ENTRIES = 1 << 15
+PIECE_ENTRIES = 1 << 16
 """Entries of a piece: a multiple of 4, which the random draws are cut at."""
 
 Survey = Callable[[], Sequence[Any]]
@@ -85,7 +85,7 @@ class Combiner:
         )
         values = np.asarray(self.method.combine(piece, self.parameters), self.dtype)
         unknown = None if fishers is None else _unknown(fishers)
-        return Combined(values, _shares(ratios, phis) if self.method.learnable else None, unknown)
+        return Combined(values, _shares(*piece.weights) if self.method.learnable else None, unknown)
 
     def _spread(self, ratio: np.ndarray, start: int, size: int) -> Any:
         """A ratio of each kernel, repeated for the kernel's entries."""
@@ -95,18 +95,16 @@ class Combiner:
         return ratio[np.arange(start, start + size) // entries]
 
 
-def _shares(ratios: Sequence[Any], phis: Sequence[np.ndarray] | None) -> list[Any]:
-    weights = list(ratios) if phis is None else [ratio * phi for ratio, phi in zip(ratios, phis, strict=True)]
-    normaliser = sum(weights[1:], start=weights[0])
+def _shares(weights: Sequence[Any], normaliser: Any) -> list[Any]:
     shares = [weight / normaliser for weight in weights[1:]]
     return [1 - sum(shares[1:], start=shares[0]) if shares else np.ones(()), *shares]
 
 
 def _unknown(fishers: Sequence[np.ndarray]) -> int:
     """Number of entries where every Fisher diagonal is 0."""
-    if any(fisher.size and fisher.min() > 0 for fisher in fishers):
+    if any(np.minimum.reduce(fisher) > 0 for fisher in fishers):
         return 0
-    return int(fishers[0].size - np.count_nonzero(reduce(np.logical_or, fishers)))
+    return int(np.count_nonzero(reduce(np.maximum, fishers) == 0))
 
 
 def _uniform(key: bytes, start: int, size: int) -> np.ndarray:

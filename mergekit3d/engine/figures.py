@@ -18,13 +18,9 @@ ROW = 1 << 13
 def dot(left: np.ndarray, right: np.ndarray) -> float:
     """< left, right > of two flat float arrays, summed over rows in float64; infinite where a row's own sum is too large."""
     whole = left.size // ROW * ROW
-    total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        if whole:
-            total += float(np.vecdot(left[:whole].reshape(-1, ROW), right[:whole].reshape(-1, ROW)).sum(dtype=np.float64))
-        if whole < left.size:
-            total += float(np.vecdot(left[whole:], right[whole:]))
-    return total
+    if whole == left.size:
+        return float(np.add.reduce(np.vecdot(left.reshape(-1, ROW), right.reshape(-1, ROW)), dtype=np.float64))
+    return dot(left[:whole], right[:whole]) + float(np.vecdot(left[whole:], right[whole:]))
 
 
 def _ones(like: np.ndarray) -> np.ndarray:

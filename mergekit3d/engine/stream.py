@@ -118,7 +118,7 @@ class _Input:
             return values, 0.0
         values = widened(values)
         if self.is_fisher:
-            if values.size and not (values.min() >= 0 and np.isfinite(values.max())):
+            if not (np.minimum.reduce(values) >= 0 and np.maximum.reduce(values) < np.inf):
                 self.not_finite += values.size - int(np.count_nonzero(np.isfinite(values)))
                 self.negative = self.negative or bool(np.any(values < 0))
             return values, 0.0
@@ -276,16 +276,18 @@ class _Pass:
     def _check(self, number: int, name: str) -> _Found:
         """Read a tensor that the output does not need: the seal covers it."""
         opened, found = self._open(number, name), _Found()
-        for piece in _pieces(opened.entry):
-            opened.read(piece)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is read is checked
+            for piece in _pieces(opened.entry):
+                opened.read(piece)
         self._close(number, opened, found)
         return found
 
     def _copy(self, tensor: TensorPlan) -> _Found:
         ((number, name),) = self._inputs_of(tensor)
         opened, writer, found = self._open(number, name), _Writer(self, tensor), _Found()
-        for piece in _pieces(tensor.entry):
-            writer.write(piece.start, opened.read(piece)[0])
+        with np.errstate(over="ignore", invalid="ignore"):  # what is read is checked
+            for piece in _pieces(tensor.entry):
+                writer.write(piece.start, opened.read(piece)[0])
         self._close(number, opened, found)
         return writer.told(found)
 

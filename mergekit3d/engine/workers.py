@@ -18,6 +18,7 @@ Job = tuple[int, Callable[[], Any]]
 """Its size (of any unit) and what it does."""
 
 MOST_WORKERS = 4
+KEPT_BYTES = 32 << 20
 
 
 def worker_count(jobs: int) -> int:
@@ -83,9 +84,9 @@ def _in_processes(jobs: Sequence[Job], workers: int) -> Generator[tuple[int, Any
             processes.append(process)
         waiting = dict(zip(readers, processes, strict=True))
         while waiting:
-            for reader in wait(list(waiting)):
-                assert isinstance(reader, Connection)
-                message = _received(reader, waiting)
+            for ready in wait(list(waiting)):
+                assert isinstance(ready, Connection)
+                message = _received(ready, waiting)
                 if isinstance(message, BaseException):
                     raise message
                 if message is not None:
@@ -120,6 +121,7 @@ def _shares(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
 
 def _work(jobs: Sequence[Job], writer: Any) -> None:
     """Do some jobs in a process of their own and send what comes of them, then None."""
+    _keep_memory()
     try:
         for size, work in jobs:
             writer.send((size, work()))
@@ -130,3 +132,19 @@ def _work(jobs: Sequence[Job], writer: Any) -> None:
         pass  # the first process is gone
     except Exception as error:  # noqa: BLE001  it is raised again where it is awaited
         writer.send(error)
+
+
+def _keep_memory() -> None:
+    """Let this process reuse what it frees: pieces come and go all the time, and fresh pages cost more than the arithmetic on them.
+
+    It concerns a worker alone, and nothing where the C library is not glibc.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    set_option(trim_threshold, KEPT_BYTES)
+    set_option(mmap_threshold, KEPT_BYTES)

@@ -75,15 +75,33 @@ def fuse_relative(thetas: Sequence[Array], phis: Sequence[Array] | None, ratios:
     Returns:
         theta, and the normaliser that `ratio_gradient` needs.
     """
-    first = thetas[0]
+    weights, normaliser = fusion_weights(phis, ratios)
+    return weighted_average(thetas, weights, normaliser), normaliser
+
+
+def fusion_weights(phis: Sequence[Array] | None, ratios: Sequence[Array | float]) -> tuple[list[Array | float], Array | float]:
+    """a^t phi^t of every source, and their sum over the sources; arguments as of `fuse_relative`."""
     weights = list(ratios) if phis is None else [ratio * phi for ratio, phi in zip(ratios, phis, strict=True)]
     normaliser = weights[0]
+    for weight in weights[1:]:
+        normaliser = normaliser + weight
+    return weights, normaliser
+
+
+def weighted_average(thetas: Sequence[Array], weights: Sequence[Array | float], normaliser: Array | float) -> Array:
+    """theta^1 + ( sum_t w^t (theta^t - theta^1) ) / sum_t w^t: the same array where all sources are alike.
+
+    Args:
+        thetas: weights of the network, one array a source.
+        weights: what `fusion_weights` returns: w^t, one a source.
+        normaliser: their sum.
+    """
+    first = thetas[0]
     moved = None
     for weight, theta in zip(weights[1:], thetas[1:], strict=True):
-        normaliser = normaliser + weight
         step = weight * (theta - first)
         moved = step if moved is None else moved + step
-    return (first if moved is None else first + moved / normaliser), normaliser
+    return first if moved is None else first + moved / normaliser
 
 
 def ratio_gradient(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from mergekit3d.merging.fusion import fusion_weights
 
 Array = Any
 """A numpy array or a torch tensor."""
@@ -30,6 +33,11 @@ class Piece:
     base: Array | None = None
     surveys: Sequence[Any] | None = None
     uniform: Callable[[int], Array] | None = None
+
+    @cached_property
+    def weights(self) -> tuple[Sequence[Array | float], Array | float]:
+        """a^t phi^t of every source, and their sum: the weights of eq. 2 and its normaliser."""
+        return fusion_weights(self.phis, self.ratios)
 
     def task_vectors(self) -> list[Array]:
         """theta^t - theta^base of every source."""

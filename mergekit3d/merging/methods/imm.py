@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit3d.merging.fusion import fuse_relative
+from mergekit3d.merging.fusion import weighted_average
 from mergekit3d.merging.methods import MergeMethod, Parameters, register
 from mergekit3d.merging.piece import Piece
 
@@ -14,7 +14,7 @@ def fisher_average(piece: Piece, parameters: Parameters) -> Any:  # noqa: ARG001
 
     Source: Lee et al. 2017, mode-IMM; Geyer et al., MIDL 2019, eq. 2. See `mergekit3d.merging.fusion` for the numerics.
     """
-    return fuse_relative(piece.thetas, piece.phis, piece.ratios)[0]
+    return weighted_average(piece.thetas, *piece.weights)
 
 
 IMM = register(
