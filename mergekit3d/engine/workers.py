@@ -7,18 +7,22 @@ one in common. None is forked once torch is loaded: its own threads do not survi
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, TypeVar
+from typing import Any
 
-Result = TypeVar("Result")
+from mergekit3d.errors import MergeKit3DError
+
 Job = tuple[int, Callable[[], Any]]
 """Its size (of any unit) and what it does."""
 
 MOST_WORKERS = 4
 KEPT_BYTES = 32 << 20
+PR_SET_PDEATHSIG = 1  # of sys/prctl.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def worker_count(jobs: int) -> int:
@@ -102,7 +106,10 @@ def _received(reader: Any, waiting: dict[Any, Any]) -> Any:
     try:
         message = reader.recv()
     except EOFError:
-        message = RuntimeError("a worker process was killed (out of memory?)")
+        process = waiting[reader]
+        process.join()
+        todo = "free some memory, and run again"
+        return MergeKit3DError("a process of the work was killed", found=f"exit code {process.exitcode}", todo=todo)
     if message is None:
         waiting.pop(reader).join()
     return message
@@ -121,7 +128,7 @@ def _shares(jobs: Sequence[Job], workers: int) -> list[list[Job]]:
 
 def _work(jobs: Sequence[Job], writer: Any) -> None:
     """Do some jobs in a process of their own and send what comes of them, then None."""
-    _keep_memory()
+    _settle()
     try:
         for size, work in jobs:
             writer.send((size, work()))
@@ -134,17 +141,18 @@ def _work(jobs: Sequence[Job], writer: Any) -> None:
         writer.send(error)
 
 
-def _keep_memory() -> None:
-    """Let this process reuse what it frees: pieces come and go all the time, and fresh pages cost more than the arithmetic on them.
+def _settle() -> None:
+    """Let this process end with the first one, and reuse what it frees.
 
-    It concerns a worker alone, and nothing where the C library is not glibc.
+    Pieces come and go all the time, and fresh pages cost more than the arithmetic on them. It concerns a worker alone, and nothing
+    where the C library is not glibc.
     """
     import ctypes
 
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    library = ctypes.CDLL(None)
     try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+    except AttributeError:
         return
-    set_option(trim_threshold, KEPT_BYTES)
-    set_option(mmap_threshold, KEPT_BYTES)
