@@ -62,9 +62,9 @@ class FuseResult:
         parts = []
         for source in self.content["sources"]:
             share, distance = summary.get("share", {}).get(source), summary["distance"][source]
-            told = [] if share is None else [f"weighs {share:.0%}"]
-            parts.append(", ".join([source, *told, *([] if distance is None else [f"{distance:.1%} away"])]))
-        return ["; ".join(parts)]
+            weight = "" if share is None else f" weighs {share:.0%}"
+            parts.append(f"{source}{weight}{'' if distance is None else f', {distance:.1%} away'}")
+        return [f"of the fused weights: {'; '.join(parts)}"]
 
 
 def fuse(
