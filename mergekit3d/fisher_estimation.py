@@ -13,9 +13,10 @@ log-probabilities (no soft Dice), labels drawn once for all tensors, sums in flo
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,9 @@ from mergekit3d.merging.partitions import layer_of
 
 PROBE_TOLERANCE = 1e-18
 """A bias whose squared gradient in float64 is this small beside its layer's weight has no information (a norm follows it)."""
+
+WHOLE = ""
+"""The name under which figures by layer hold those of the whole network."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +57,35 @@ class FisherSums:
         squares: sum over subjects of the squared gradients (mean over draws), by parameter.
         subjects: number of subjects in the sums.
         voxels: number of voxels in the likelihoods.
+        traces: sum over subjects of each subject's trace, by layer, and under `WHOLE` that of the network.
+        squared_traces: sum over subjects of the square of each subject's trace, by the same names.
     """
 
     squares: dict[str, Tensor]
     subjects: int = 0
     voxels: int = 0
+    traces: dict[str, float] = field(default_factory=dict)
+    squared_traces: dict[str, float] = field(default_factory=dict)
+
+    def add_traces(self, by_parameter: Mapping[str, float]) -> None:
+        """Note the traces of one subject: the sum of its squared gradients (mean over draws), by parameter."""
+        by_layer: dict[str, float] = {}
+        for name, trace in by_parameter.items():
+            by_layer[layer_of(name)] = by_layer.get(layer_of(name), 0.0) + trace
+        for layer, trace in {**by_layer, WHOLE: math.fsum(by_layer.values())}.items():
+            self.traces[layer] = self.traces.get(layer, 0.0) + trace
+            self.squared_traces[layer] = self.squared_traces.get(layer, 0.0) + trace * trace
+
+    def standard_errors(self) -> dict[str, float]:
+        """Of the mean over subjects of every trace, by layer and `WHOLE`: their spread over subjects / sqrt(subjects).
+
+        Empty for fewer than two subjects, which have no spread.
+        """
+        n = self.subjects
+        if n < 2:
+            return {}
+        variances = {layer: max(0.0, self.squared_traces[layer] - total * total / n) / (n - 1) for layer, total in self.traces.items()}
+        return {layer: math.sqrt(variance / n) for layer, variance in variances.items()}
 
     def diagonal(self) -> dict[str, Tensor]:
         """The Fisher diagonal, float32: the mean over subjects."""
@@ -99,17 +127,21 @@ def add_subject(
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     scores = score_functions(logits.detach(), example, exclusive=exclusive, draws=draws, generator=generator)
     total = 1 if example.labels is not None else draws
+    traces: dict[str, float] = {}
     for index, score in enumerate(scores):
         gradients = torch.autograd.grad(logits, parameters, grad_outputs=score, retain_graph=index < total - 1, allow_unused=True)
         for name, gradient in zip(names, gradients, strict=True):
             if gradient is None:
                 continue
             squared = gradient.double().square_()
-            if not bool(torch.isfinite(squared.sum())):
+            trace = float(squared.sum())
+            if not math.isfinite(trace):
                 raise InputError(
                     "the Fisher diagonal is not finite", where=f"subject {example.number}: {name}", todo="look at this subject's images"
                 )
             sums.squares[name] += squared / total
+            traces[name] = traces.get(name, 0.0) + trace / total
+    sums.add_traces(traces)
     sums.subjects += 1
     sums.voxels += example.size[0] * example.size[1] * example.size[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn import functional
 
 from mergekit3d.architectures import architecture, build_network, network_shapes
 from mergekit3d.errors import InputError
-from mergekit3d.fisher_estimation import Example, add_subject, empty_sums, score_functions, silence_uninformed, uninformed_biases
+from mergekit3d.fisher_estimation import WHOLE, Example, add_subject, empty_sums, score_functions, silence_uninformed, uninformed_biases
 from tests.builders import spec_of
 
 
@@ -171,6 +172,40 @@ def test_sums_are_float64_and_the_diagonal_float32():
 
     assert {torch.float64} == {values.dtype for values in sums.squares.values()}
     assert {torch.float32} == {values.dtype for values in sums.diagonal().values()}
+
+
+def test_standard_error_is_the_spread_over_subjects():
+    """Of each layer's trace and of the whole, as numpy computes it from subjects estimated alone."""
+    network, items = tiny(), [example(number) for number in (1, 2, 3, 4)]
+    alone = [estimate(network, [item]) for item in items]
+    by_layer = {
+        layer: [sum(float(values.sum()) for name, values in one.squares.items() if name.startswith(layer)) for one in alone]
+        for layer in ("0", "2", WHOLE)
+    }
+    sums = estimate(network, items)
+
+    for layer, traces in by_layer.items():
+        assert sum(traces) == pytest.approx(sums.traces[layer], rel=1e-12)
+        assert np.std(traces, ddof=1) / 2 == pytest.approx(sums.standard_errors()[layer], rel=1e-9)
+
+
+def test_draws_are_averaged_before_the_spread_is_taken():
+    """The trace of a subject is the mean over its draws: one subject's draws are no spread over subjects."""
+    sums = estimate(tiny(), [example(labelled=False)], draws=3)
+
+    assert sum(float(values.sum()) for values in sums.squares.values()) == pytest.approx(sums.traces[WHOLE], rel=1e-12)
+    assert {} == sums.standard_errors()
+
+
+def test_equal_subjects_have_no_spread():
+    """Rounding gives no root of a negative number."""
+    sums = empty_sums(tiny())
+    for _ in range(3):
+        sums.add_traces({"0.weight": 0.1, "0.bias": 0.2, "2.weight": 0.0})
+        sums.subjects += 1
+
+    assert {"0", "2", WHOLE} == sums.standard_errors().keys()
+    assert [0.0, 0.0, 0.0] == pytest.approx(list(sums.standard_errors().values()), abs=1e-8)
 
 
 def test_no_subjects_give_zero():

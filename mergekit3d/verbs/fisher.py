@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,8 @@ class FisherResult:
         trace: sum of the diagonal.
         trace_by_layer: sum over each layer.
         zero: parameters whose information is exactly 0.
+        standard_error: of the trace, from its spread over subjects; None for one subject.
+        standard_error_by_layer: of each layer's trace; empty for one subject.
     """
 
     out: Path
@@ -47,15 +50,37 @@ class FisherResult:
     trace: float
     trace_by_layer: Mapping[str, float]
     zero: Sequence[str]
+    standard_error: float | None = None
+    standard_error_by_layer: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def relative_error(self) -> float | None:
+        """The standard error of the trace beside the trace."""
+        return None if self.standard_error is None else _relative(self.standard_error, self.trace)
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {**vars(self), "out": str(self.out), "trace_by_layer": dict(self.trace_by_layer), "zero": list(self.zero)}
+        relative = {layer: _relative(error, self.trace_by_layer[layer]) for layer, error in self.standard_error_by_layer.items()}
+        return {
+            **vars(self),
+            "out": str(self.out),
+            "trace_by_layer": dict(self.trace_by_layer),
+            "zero": list(self.zero),
+            "relative_error": self.relative_error,
+            "standard_error_by_layer": dict(self.standard_error_by_layer),
+            "relative_error_by_layer": relative,
+        }
 
     def lines(self) -> list[str]:
         """Lines for people."""
+        error = "" if self.relative_error is None else f" +- {100 * self.relative_error:.2g} %"
+        subjects = f"{self.subjects} subject{'s' if self.subjects > 1 else ''}"
         zero = f", {len(self.zero)} biases before a norm have none" if self.zero else ""
-        return [f"{self.out}: trace {self.trace:.4g} over {self.subjects} subjects and {self.voxels} voxels{zero}"]
+        return [f"{self.out}: trace {self.trace:.4g}{error} over {subjects} and {self.voxels} voxels{zero}"]
+
+
+def _relative(error: float, trace: float) -> float | None:
+    return error / trace if trace > 0 else None
 
 
 @dataclass(frozen=True)
@@ -186,7 +211,7 @@ def estimate(
     Raises:
         MergeKit3DError: the network is not known, or the subjects cannot be used.
     """
-    from mergekit3d.fisher_estimation import silence_uninformed, uninformed_biases
+    from mergekit3d.fisher_estimation import WHOLE, silence_uninformed, uninformed_biases
 
     spec = _network(checkpoint)
     check_shapes(spec, checkpoint.shapes, checkpoint.path)
@@ -209,6 +234,7 @@ def estimate(
         probe = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
         zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, probe)
         diagonal = silence_uninformed({name: values.cpu() for name, values in sums.diagonal().items()}, zero)
+        by_layer = _traces(diagonal)
         metadata = Metadata(
             kind=FISHER,
             architecture=spec.as_json(),
@@ -223,20 +249,39 @@ def estimate(
                 "patch_size": None if settings.patch_size is None else list(settings.patch_size),
                 "seed": options.seed or 0,
                 "zero": zero,
+                **_figures(sums, by_layer),
             },
             tool=tool(),
         )
         save_tensors(out, diagonal, metadata)
-    return _result(out, sums, diagonal, zero)
+    errors = sums.standard_errors()
+    whole = errors.pop(WHOLE, None)
+    return FisherResult(out, sums.subjects, sums.voxels, math.fsum(by_layer.values()), by_layer, zero, whole, errors)
 
 
-def _result(out: Path, sums: FisherSums, diagonal: Mapping[str, Any], zero: Sequence[str]) -> FisherResult:
+def _traces(diagonal: Mapping[str, Any]) -> dict[str, float]:
+    """The trace of every layer."""
     from mergekit3d.merging.partitions import layer_of
 
     by_layer: dict[str, float] = {}
     for name, values in diagonal.items():
         by_layer[layer_of(name)] = by_layer.get(layer_of(name), 0.0) + float(values.double().sum())
-    return FisherResult(out, sums.subjects, sums.voxels, sum(by_layer.values()), by_layer, zero)
+    return by_layer
+
+
+def _figures(sums: FisherSums, by_layer: Mapping[str, float]) -> dict[str, Any]:
+    """Traces and their standard errors, rounded, for people who have the file alone."""
+    from mergekit3d.fisher_estimation import WHOLE
+
+    errors = sums.standard_errors()
+
+    def rounded(layer: str, trace: float) -> list[float | None]:
+        return [float(f"{trace:.4g}"), float(f"{errors[layer]:.3g}") if layer in errors else None]
+
+    return {
+        "trace": rounded(WHOLE, math.fsum(by_layer.values())),
+        "trace_by_layer": {layer: rounded(layer, trace) for layer, trace in by_layer.items()},
+    }
 
 
 def _sum(
