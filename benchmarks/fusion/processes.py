@@ -31,8 +31,10 @@ class Run:
         wall_s: seconds by the clock.
         cpu_s: seconds of processor time, user and system, of it and the children that it waited for.
         peak_rss: most bytes resident, with pages of mapped files: VmHWM, summed over the process and its children.
-        peak_anonymous: most bytes of memory of its own: RssAnon, as far as it was sampled.
-        maxrss: ru_maxrss in bytes, to compare with peak_rss.
+        peak_anonymous: most bytes of memory of their own: RssAnon, summed likewise, as far as it was sampled. What a process shares
+            with its children after a fork is counted in each: an upper bound.
+        largest_rss: VmHWM of the largest of these processes.
+        maxrss: ru_maxrss in bytes, which is of the largest process too.
         from_disk: bytes that were read from the disk, as they were not in the page cache.
     """
 
@@ -40,6 +42,7 @@ class Run:
     cpu_s: float
     peak_rss: int
     peak_anonymous: int
+    largest_rss: int
     maxrss: int
     from_disk: int
 
@@ -75,8 +78,15 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Ru
     if process.returncode != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-TAIL_LINES:])
         raise CannotMeasureError(f"exit code {process.returncode} of {' '.join(map(str, command))[:300]}\n{tail}")
-    cpu_s = usage.ru_utime + usage.ru_stime
-    return Run(wall_s, cpu_s, sampler.peak_rss, sampler.peak_anonymous, usage.ru_maxrss * 1024, usage.ru_inblock * 512)
+    return Run(
+        wall_s=wall_s,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_rss=sum(sampler.peaks.values()),
+        peak_anonymous=sampler.peak_anonymous,
+        largest_rss=max(sampler.peaks.values(), default=0),
+        maxrss=usage.ru_maxrss * 1024,
+        from_disk=usage.ru_inblock * 512,
+    )
 
 
 class Sampler(threading.Thread):
@@ -89,13 +99,9 @@ class Sampler(threading.Thread):
     def __init__(self, process: int) -> None:
         super().__init__(daemon=True)
         self._processes = [process]
-        self._high: dict[int, int] = {}
         self._done = threading.Event()
+        self.peaks: dict[int, int] = {}
         self.peak_anonymous = 0
-
-    @property
-    def peak_rss(self) -> int:
-        return sum(self._high.values())
 
     def stop(self) -> None:
         self._done.set()
@@ -112,7 +118,7 @@ class Sampler(threading.Thread):
                 fields = memory_of(process)
                 anonymous += fields.get("RssAnon", 0)
                 if "VmHWM" in fields:
-                    self._high[process] = fields["VmHWM"]
+                    self.peaks[process] = fields["VmHWM"]
             self.peak_anonymous = max(self.peak_anonymous, anonymous)
             rounds += 1
             self._done.wait(INTERVAL_S)

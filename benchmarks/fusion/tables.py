@@ -27,9 +27,10 @@ def heading(peer: Path | None, repeats: int) -> str:
         f"{date}, {_processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, {versions}; {_peer_version(peer)}. "
         f"Load average before: {load:.1f}{' (other work slows the threads of torch most)' if load > 0.5 else ''}.\n\n"
         f"Whole processes, {repeats} of each after one to warm up, taking turns, with a warm page cache. Wall: median (fastest to "
-        "slowest); memory: the largest of all runs. RSS holds the pages of mapped files too; anonymous memory is a process's own. Floor: "
-        "every input read once through a buffer of 1 MiB and one output written, by a Python without numpy and torch. Of the programs, "
-        "mergekit3d alone waits until its output is on the disk (fsync)."
+        "slowest); memory: the largest of all runs, of a program and its children together. RSS holds the pages of mapped files too; "
+        "anonymous memory is a process's own (what forked ones share is counted in each). Floor: every input read once through a "
+        "buffer of 1 MiB and one output written, by a Python without numpy and torch. Of the programs, mergekit3d alone waits until its "
+        "output is on the disk (fsync)."
     )
 
 
@@ -109,11 +110,11 @@ def line_through(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, 
 def cross_check(all_runs: Sequence[Run]) -> str:
     """How far the kernel's own account of peak memory is from what was sampled, and whether the page cache served all reads."""
     telling = [run for run in all_runs if run.maxrss > 64 * MB]  # ru_maxrss of a small process may be its parent's
-    off = max((abs(run.maxrss - run.peak_rss) / run.maxrss for run in telling), default=0.0)
+    off = max((abs(run.maxrss - run.largest_rss) / run.maxrss for run in telling), default=0.0)
     from_disk = max((run.from_disk for run in all_runs), default=0)
     return (
-        f"Peak RSS as sampled and ru_maxrss agree within {100 * off:.1f} % in all {len(telling)} runs of more than 64 MB. "
-        f"No run read more than {from_disk / MB:.0f} MB from the disk; the page cache served the rest.\n"
+        f"Peak RSS of the largest process as sampled and ru_maxrss agree within {100 * off:.1f} % in all {len(telling)} runs of more than "
+        f"64 MB. No run read more than {from_disk / MB:.0f} MB from the disk; the page cache served the rest.\n"
     )
 
 
