@@ -53,6 +53,9 @@ def fisher(
     max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most.")] = None,
     subjects_file: SubjectsFile = None,
     patch_size: PatchSize = None,
+    snapshot_minutes: Annotated[
+        float | None, typer.Option(metavar="N", min=0, help="Time between snapshots for --resume (10 by default).")
+    ] = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
@@ -71,6 +74,7 @@ def fisher(
         "draws": draws,
         "max_subjects": max_subjects,
         "patch_size": size_of(patch_size, "--patch-size"),
+        "snapshot_minutes": snapshot_minutes,
     }
     flags = {key: value for key, value in flags.items() if value is not None}
     if recipe is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,16 @@ from mergekit3d.recipe.load import LoadedRecipe, fisher_beside, load_recipe
 from mergekit3d.recipe.models import FisherModel, SourceModel
 from mergekit3d.storage.atomic import refuse_existing
 from mergekit3d.storage.lock import output_lock
+from mergekit3d.storage.seal import json_digest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from mergekit3d.datasets import Dataset, Subject
     from mergekit3d.datasets.cache import SubjectStore
     from mergekit3d.fisher_estimation import FisherSums
+    from mergekit3d.fisher_run import Snapshots
+    from mergekit3d.training.processes import ProcessGroup
 
 Regions = str | Mapping[str, tuple[int, ...]] | None
 CHANNEL_MODALITIES = {1: ("t1",), 2: ("t1", "t2"), 4: ("t1", "t1ce", "t2", "flair")}
@@ -110,10 +116,13 @@ def fisher(
     max_subjects: int | None = None,
     subjects_file: Path | None = None,
     patch_size: Sequence[int] | None = None,
+    snapshot_minutes: float = 10.0,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> FisherResult:
     """Estimate the Fisher diagonal of a checkpoint on a folder of subjects.
+
+    Started by torchrun, the processes share the subjects, and the first of them reports and writes.
 
     Args:
         checkpoint: the weights.
@@ -126,6 +135,7 @@ def fisher(
         max_subjects: subjects at most, drawn by the seed.
         subjects_file: file of names, one a line: only these subjects.
         patch_size: one patch a subject of this size, its place drawn by the seed, in place of whole volumes.
+        snapshot_minutes: time between snapshots, from which ``resume`` goes on.
         options: device, precision, seed; ``out`` is the file to write.
         reporter: where progress goes.
 
@@ -134,21 +144,25 @@ def fisher(
 
     Raises:
         MergeKit3DError: the checkpoint or the data cannot be used.
+        Interrupted: by a signal; the state is saved.
     """
     from mergekit3d.datasets import find_dataset
     from mergekit3d.datasets.split import read_names
+    from mergekit3d.training.processes import process_group
 
     if estimator not in ("sampled", "true"):
         raise UsageError("unknown estimator", where="--estimator", wanted="sampled or true", found=estimator)
     out = options.out or fisher_beside(Path(checkpoint))
-    refuse_existing(out, force=options.force)
+    _refuse(out, options)
     opened = open_checkpoint(checkpoint)
     opened.check_finite()
     dataset = find_dataset(data, layout)
     task = _task(opened, dataset, modalities, regions, estimator)
     names = None if subjects_file is None else read_names(Path(subjects_file))
-    settings = FisherModel.model_validate({"estimator": estimator, "draws": draws, "max_subjects": max_subjects, "patch_size": patch_size})
-    return estimate(opened, dataset, task, names, settings, out=out, options=options, reporter=reporter)
+    given = {"estimator": estimator, "draws": draws, "max_subjects": max_subjects, "patch_size": patch_size}
+    settings = FisherModel.model_validate({**given, "snapshot_minutes": snapshot_minutes})
+    with process_group() as group:
+        return estimate(opened, dataset, task, names, settings, out=out, group=group, options=options, reporter=reporter)
 
 
 def fisher_sources(
@@ -163,25 +177,38 @@ def fisher_sources(
     Raises:
         MergeKit3DError: the recipe has no such source, or a checkpoint or data set cannot be used.
     """
+    from mergekit3d.training.processes import process_group
+
     loaded = load_recipe(recipe, overrides=overrides, out=options.out)
     sources = [source for source in loaded.recipe.sources if source.target is not None]
     if not sources:
         raise RecipeError(
             "no source tells its data", where=loaded.path, wanted="sources with a target", todo="or run: mergekit3d fisher CKPT --data DIR"
         )
-    return FisherResults(tuple(fisher_of_source(loaded, source, options=options, reporter=reporter) for source in sources))
+    with process_group() as group:
+        return FisherResults(tuple(fisher_of_source(loaded, source, group=group, options=options, reporter=reporter) for source in sources))
 
 
-def fisher_of_source(loaded: LoadedRecipe, source: SourceModel, *, options: Options, reporter: Reporter = SILENT) -> FisherResult:
+def fisher_of_source(
+    loaded: LoadedRecipe, source: SourceModel, *, group: ProcessGroup | None = None, options: Options, reporter: Reporter = SILENT
+) -> FisherResult:
     """Estimate the Fisher diagonal of one source of a recipe, on the subjects that trained it."""
     from mergekit3d.plan.target import open_cohort
 
     out = loaded.fisher_path(source)
-    refuse_existing(out, force=options.force)
+    _refuse(out, options)
     cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
     opened = open_checkpoint(loaded.checkpoint_path(source))
     return estimate(
-        opened, cohort.dataset, cohort.task, cohort.split.train, loaded.recipe.fisher, out=out, options=options, reporter=reporter
+        opened,
+        cohort.dataset,
+        cohort.task,
+        cohort.split.train,
+        loaded.recipe.fisher,
+        out=out,
+        group=group,
+        options=options,
+        reporter=reporter,
     )
 
 
@@ -193,6 +220,7 @@ def estimate(
     settings: FisherModel,
     *,
     out: Path,
+    group: ProcessGroup | None = None,
     options: Options,
     reporter: Reporter,
 ) -> FisherResult:
@@ -205,58 +233,108 @@ def estimate(
         names: only these subjects; None for all.
         settings: estimator, draws, subjects, patch.
         out: the file to write.
-        options: device, precision, seed.
+        group: the processes that share the subjects; None: this one alone.
+        options: device, precision, seed, resume.
         reporter: where progress goes.
 
     Raises:
         MergeKit3DError: the network is not known, or the subjects cannot be used.
+        Interrupted: by a signal; the state is saved.
     """
-    from mergekit3d.fisher_estimation import WHOLE, silence_uninformed, uninformed_biases
+    from mergekit3d.fisher_run import Estimation, Snapshots, accumulate
+    from mergekit3d.training.devices import resolve_runtime
+    from mergekit3d.training.processes import ALONE
 
+    group = ALONE if group is None else group
+    reporter = reporter if group.is_first else SILENT
     spec = _network(checkpoint)
-    check_shapes(spec, checkpoint.shapes, checkpoint.path)
-    if spec.in_channels != len(task.modalities):
-        found = f"{len(task.modalities)} modalities ({', '.join(task.modalities)})"
-        raise InputError(
-            "modalities and network do not agree",
-            where=checkpoint.path,
-            wanted=f"{spec.in_channels}",
-            found=found,
-            todo="pass --modalities",
-        )
-    network = build_network(spec)
-    network.load_state_dict(load_tensors(checkpoint))
-    network.eval()
-    multiple_of = architecture(spec.name).multiple_of(spec)
-    store = _store(dataset, task, names, settings, options, reporter)
-    with output_lock(out.parent):
-        sums = _sum(network, store, task, settings, multiple_of, options, reporter)
-        probe = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
-        zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, probe)
-        diagonal = silence_uninformed({name: values.cpu() for name, values in sums.diagonal().items()}, zero)
-        by_layer = _traces(diagonal)
-        metadata = Metadata(
-            kind=FISHER,
-            architecture=spec.as_json(),
-            task=task,
-            method=f"fisher-{settings.estimator}",
-            provenance={
+    _check_network(spec, checkpoint, task)
+    runtime = resolve_runtime(group.device(options.device), options.precision)
+    store, seed = _store(dataset, task, names, settings, options, reporter), options.seed or 0
+    digests = group.share(lambda: _digests(store))
+    decisive = settings.model_dump(mode="json", exclude={"snapshot_minutes"})
+    identity = json_digest([decisive, seed, checkpoint.digest, spec.as_json(), task.as_json(), list(digests.items()), runtime.precision])
+    snapshots = Snapshots(out, identity, group)
+    with output_lock(out.parent) if group.is_first else nullcontext():
+        if group.share(lambda: _is_done(snapshots, options)):
+            reporter.info(f"{out.name}: done before")
+            return group.share(lambda: _result_of(out))
+        network = build_network(spec)
+        network.load_state_dict(load_tensors(checkpoint))
+        network.to(runtime.device).eval()
+        multiple_of = architecture(spec.name).multiple_of(spec)
+        estimation = Estimation(network, store, task.exclusive, settings, multiple_of, seed, runtime)
+        sums = accumulate(estimation, snapshots, resume=options.resume, force=options.force, reporter=reporter)
+        if group.is_first:
+            provenance = {
+                "identity": identity,
                 "checkpoint": checkpoint.digest,
-                "data": _data_digest(store),
-                "subjects": sums.subjects,
-                "voxels": sums.voxels,
+                "data": json_digest(sorted(digests.values())),
                 "draws": settings.draws if settings.estimator == "sampled" else None,
                 "patch_size": None if settings.patch_size is None else list(settings.patch_size),
-                "seed": options.seed or 0,
-                "zero": zero,
-                **_figures(sums, by_layer),
-            },
-            tool=tool(),
-        )
-        save_tensors(out, diagonal, metadata)
-    errors = sums.standard_errors()
-    whole = errors.pop(WHOLE, None)
-    return FisherResult(out, sums.subjects, sums.voxels, math.fsum(by_layer.values()), by_layer, zero, whole, errors)
+                "seed": seed,
+            }
+            metadata = Metadata(
+                kind=FISHER,
+                architecture=spec.as_json(),
+                task=task,
+                method=f"fisher-{settings.estimator}",
+                provenance=provenance,
+                tool=tool(),
+            )
+            _write(out, sums, network, multiple_of, metadata)
+            snapshots.remove()
+        group.wait()
+    return group.share(lambda: _result_of(out))
+
+
+def _write(out: Path, sums: FisherSums, network: nn.Module, multiple_of: int, metadata: Metadata) -> None:
+    from mergekit3d.fisher_estimation import silence_uninformed, uninformed_biases
+
+    assert metadata.architecture is not None
+    spec = metadata.architecture
+    probe = (1, spec["in_channels"], 2 * multiple_of, multiple_of, multiple_of)
+    zero = uninformed_biases(network.cpu(), architecture(spec["name"]).zero_information, probe)
+    diagonal = silence_uninformed(sums.diagonal(), zero)
+    figures = {"subjects": sums.subjects, "voxels": sums.voxels, "zero": zero, **_figures(sums, _traces(diagonal))}
+    save_tensors(out, diagonal, replace(metadata, provenance={**metadata.provenance, **figures}))
+
+
+def _result_of(out: Path) -> FisherResult:
+    """What a file holds, and tells of how it came to be."""
+    from mergekit3d.merging.partitions import layer_of
+
+    opened = open_checkpoint(out)
+    assert opened.metadata is not None
+    by_layer: dict[str, float] = {}
+    for name in opened.owners:
+        by_layer[layer_of(name)] = by_layer.get(layer_of(name), 0.0) + float(opened.read(name).sum(dtype="float64"))
+    told = opened.metadata.provenance
+    errors = {layer: error for layer, (_, error) in told["trace_by_layer"].items() if error is not None}
+    trace, error = math.fsum(by_layer.values()), told["trace"][1]
+    return FisherResult(out, told["subjects"], told["voxels"], trace, by_layer, told["zero"], error, errors)
+
+
+def _refuse(out: Path, options: Options) -> None:
+    """Refuse to write over an output that is there, unless that is asked for or it may be this run's own."""
+    refuse_existing(out, force=options.force or options.resume)
+
+
+def _is_done(snapshots: Snapshots, options: Options) -> bool:
+    """Whether ``--resume`` finds the work complete: a queue may start a job once more that was done already.
+
+    Raises:
+        UsageError: the output comes from other settings, weights or subjects.
+    """
+    if not options.resume or snapshots.found() or not snapshots.out.exists():
+        return False
+    metadata = open_checkpoint(snapshots.out).metadata
+    if metadata is not None and metadata.provenance.get("identity") == snapshots.identity:
+        return True
+    if options.force:
+        return False
+    found, todo = "a file of other settings, weights or subjects", "pass --force to replace it, or another --out"
+    raise UsageError("nothing to resume", where=snapshots.out, found=found, todo=todo)
 
 
 def _traces(diagonal: Mapping[str, Any]) -> dict[str, float]:
@@ -284,44 +362,6 @@ def _figures(sums: FisherSums, by_layer: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _sum(
-    network: Any, store: SubjectStore, task: TaskSpec, settings: FisherModel, multiple_of: int, options: Options, reporter: Reporter
-) -> FisherSums:
-    import torch
-
-    from mergekit3d.architectures.slabs import fast_cpu_convolutions
-    from mergekit3d.datasets.prefetch import prefetch
-    from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
-    from mergekit3d.fisher_estimation import Example, add_subject, empty_sums
-    from mergekit3d.training.devices import resolve_runtime
-
-    runtime = resolve_runtime(options.device, options.precision)
-    network.to(runtime.device)
-    sums, seed, patch = empty_sums(network), options.seed or 0, settings.patch_size
-
-    def batches() -> Any:
-        if patch is None:
-            return whole_volume_batches(store, store.numbers, multiple_of=multiple_of)
-        return (
-            batch
-            for number in store.numbers
-            for batch in epoch_batches(store, [number], batch_size=1, patch_size=patch, multiple_of=multiple_of, seed=seed, epoch=number)
-        )
-
-    with fast_cpu_convolutions(network), reporter.task("fisher", len(store.numbers)) as progress:
-        for batch in prefetch(batches()):
-            assert isinstance(batch, Batch)
-            (number,), (size,) = batch.numbers, batch.shapes
-            labels = batch.targets.to(runtime.device) if settings.estimator == "true" and batch.targets is not None else None
-            example = Example(number, batch.images.to(runtime.device), labels, size)
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-            add_subject(
-                sums, network, example, exclusive=task.exclusive, draws=settings.draws, generator=generator, autocast=runtime.autocast
-            )
-            progress.advance(1, message=f"subject {number}")
-    return sums
-
-
 def _store(
     dataset: Dataset, task: TaskSpec, names: Sequence[str] | None, settings: FisherModel, options: Options, reporter: Reporter
 ) -> SubjectStore:
@@ -342,15 +382,15 @@ def _store(
     return SubjectStore(numbered, task, vocabulary=dataset.vocabulary, with_target=with_target, capacity_bytes=0, reporter=reporter)
 
 
-def _data_digest(store: SubjectStore) -> str:
-    """Digest of the subjects' files, without their names."""
-    from mergekit3d.storage.seal import file_digest, json_digest
+def _digests(store: SubjectStore) -> dict[int, list[str]]:
+    """Digests of every subject's files, without their names."""
+    from mergekit3d.storage.seal import file_digest
 
     def of(subject: Subject) -> list[str]:
         files = [*subject.images.values(), *([subject.label] if store.with_target and subject.label is not None else [])]
         return [file_digest(path) for path in files]
 
-    return json_digest(sorted(of(subject) for subject in store.subjects.values()))
+    return {number: of(store.subjects[number]) for number in store.numbers}
 
 
 def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | None, regions: Regions, estimator: str) -> TaskSpec:
@@ -379,6 +419,19 @@ def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | 
             found=f"{len(outputs)} regions",
         )
     return TaskSpec(chosen, outputs)
+
+
+def _check_network(spec: NetworkSpec, checkpoint: Checkpoint, task: TaskSpec) -> None:
+    check_shapes(spec, checkpoint.shapes, checkpoint.path)
+    if spec.in_channels != len(task.modalities):
+        found = f"{len(task.modalities)} modalities ({', '.join(task.modalities)})"
+        raise InputError(
+            "modalities and network do not agree",
+            where=checkpoint.path,
+            wanted=f"{spec.in_channels}",
+            found=found,
+            todo="pass --modalities",
+        )
 
 
 def _network(checkpoint: Checkpoint) -> NetworkSpec:

@@ -1,0 +1,248 @@
+"""Long Fisher estimations: what stops them, what they go on from, what they tell."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mergekit3d import fisher
+from mergekit3d.checkpoints import open_checkpoint
+from mergekit3d.errors import InputError, UsageError
+from mergekit3d.merging.partitions import layer_of
+from mergekit3d.options import Options
+from tests.builders import save_source, task_of
+
+SUBJECTS = 7
+SCRIPT = """
+import sys, time
+from mergekit3d import fisher
+from mergekit3d.errors import MergeKit3DError
+from mergekit3d.options import Options
+
+class Telling:
+    info = warn = lambda self, message: None
+    task = lambda self, description, total: self
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *_: None
+    def advance(self, steps=1, *, message=""):
+        if message:
+            print(message, flush=True)
+            time.sleep(0.05)
+
+try:
+    fisher({checkpoint!r}, {data!r}, draws=1, snapshot_minutes={minutes}, options=Options(device="cpu"), reporter=Telling())
+except MergeKit3DError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_data) -> Path:
+    """Seven small HCP subjects."""
+    return make_data(tmp_path_factory.mktemp("data")) / "hcp"
+
+
+@pytest.fixture
+def m1(tmp_path) -> Path:
+    """A checkpoint for them."""
+    path = tmp_path / "m1.safetensors"
+    save_source(path, task=task_of())
+    return path
+
+
+@pytest.fixture(scope="module")
+def through(data, tmp_path_factory) -> bytes:
+    """The Fisher file of a run that nothing stopped."""
+    path = tmp_path_factory.mktemp("through") / "m1.safetensors"
+    save_source(path, task=task_of())
+    return run(path, data).out.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def killed(data, tmp_path_factory) -> Path:
+    """What a run leaves that was killed after three subjects, with a snapshot after every one."""
+    path = tmp_path_factory.mktemp("killed") / "m1.safetensors"
+    save_source(path, task=task_of())
+    code, _ = stop(path, data, signal.SIGKILL, after=4, minutes=0)
+    assert -signal.SIGKILL == code
+    return path.parent
+
+
+@pytest.fixture
+def stopped(killed, tmp_path) -> Path:
+    """A checkpoint beside the snapshot of a run that was killed."""
+    assert [".m1.fisher.safetensors.snapshot"] == snapshots(killed)
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "m1.safetensors"
+
+
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self):
+        self.messages = []
+        self.info = self.warn = self.messages.append
+
+    def task(self, description, total):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def advance(self, steps=1, *, message=""):
+        self.messages.append(message)
+
+
+def run(checkpoint, data, *, reporter=None, draws=1, max_subjects=None, dtype=None, snapshot_minutes=10.0, **options):
+    given = {"draws": draws, "max_subjects": max_subjects, "snapshot_minutes": snapshot_minutes}
+    return fisher(checkpoint, data, **given, options=Options(device="cpu", **options), reporter=reporter or Notes())
+
+
+def snapshots(folder):
+    return sorted(path.name for path in folder.iterdir() if "snapshot" in path.name)
+
+
+def stop(checkpoint, data, number, *, after, minutes):
+    """Send a signal to a process in the middle of its work; returns its exit code and what it said."""
+    script = SCRIPT.format(checkpoint=str(checkpoint), data=str(data), minutes=minutes)
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(after):
+        assert process.stdout.readline().startswith("subject ")
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+def test_standard_errors_are_told_everywhere(m1, data):
+    """In the result, for people, and in the file: the spread over subjects of the traces of runs on one subject each."""
+    result = run(m1, data, max_subjects=5)
+    told = result.as_json()
+    provenance = open_checkpoint(result.out).metadata.provenance
+
+    assert told["standard_error"] / told["trace"] == pytest.approx(told["relative_error"])
+    assert told["relative_error_by_layer"].keys() == {layer for layer, trace in result.trace_by_layer.items() if trace}
+    assert [result.trace, result.standard_error] == pytest.approx(provenance["trace"], rel=1e-3)
+    assert result.trace_by_layer.keys() == provenance["trace_by_layer"].keys()
+    assert f" +- {100 * result.relative_error:.2g} % over 5 subjects and " in result.lines()[0]
+    layer = layer_of("encoder.0.input.conv.weight")
+    assert result.trace_by_layer[layer] == pytest.approx(provenance["trace_by_layer"][layer][0], rel=1e-3)
+
+
+def test_one_subject_has_no_standard_error(m1, data):
+    """It says nothing of the spread."""
+    result = run(m1, data, max_subjects=1)
+
+    assert (None, None, {}) == (result.standard_error, result.relative_error, result.as_json()["relative_error_by_layer"])
+    assert "+-" not in result.lines()[0]
+    assert " over 1 subject and " in result.lines()[0]
+
+
+def test_progress_tells_how_well_the_trace_is_known(m1, data):
+    """So that a user sees early whether there are enough subjects."""
+    notes = Notes()
+    run(m1, data, reporter=notes, max_subjects=3)
+    first, second, _ = [message for message in notes.messages if message.startswith("subject ")]
+
+    assert "+-" not in first
+    assert second.endswith(" %")
+    assert ", trace " in second
+
+
+def test_signal_saves_the_state_and_resume_ends_with_the_same_bits(m1, data, tmp_path, through):
+    """A real process, a real SIGTERM: exit code 143, one line, and the same file in the end; nothing is left beside it."""
+    code, said = stop(m1, data, signal.SIGTERM, after=3, minutes=10)
+
+    assert 143 == code
+    assert 1 == len(said.splitlines())
+    assert said.startswith("interrupted after ")
+    assert said.endswith(f" of {SUBJECTS} subjects; the state is saved; go on with --resume\n")
+    assert not (tmp_path / "m1.fisher.safetensors").exists()
+    notes = Notes()
+    result = run(m1, data, resume=True, reporter=notes)
+    assert notes.messages[0].startswith("going on after ")
+    assert through == result.out.read_bytes()
+    assert [] == snapshots(tmp_path)
+
+
+def test_kill_loses_what_came_after_the_last_snapshot_alone(stopped, data, tmp_path, through):
+    """After kill -9, with a snapshot after every subject, the rest is done and the bits are the same."""
+    notes = Notes()
+    result = run(stopped, data, resume=True, reporter=notes)
+
+    assert int(notes.messages[0].split()[3]) >= 3
+    assert through == result.out.read_bytes()
+    assert [] == snapshots(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"draws": 2}, {"seed": 5}, {"max_subjects": 6}])
+def test_snapshot_of_other_settings_is_refused(stopped, data, tmp_path, change):
+    """Draws, seed and subjects decide the sums; --force begins anew."""
+    with pytest.raises(UsageError) as caught:
+        run(stopped, data, resume=True, **change)
+    where = tmp_path / ".m1.fisher.safetensors.snapshot"
+    expected = (
+        f"cannot go on from the snapshot: {where}: found one of other settings, weights or subjects; run it without --resume to begin anew"
+    )
+    assert expected == str(caught.value)
+    notes = Notes()
+    run(stopped, data, resume=True, force=True, reporter=notes, **change)
+    assert "cannot go on from the snapshot, found one of other settings, weights or subjects: it will be replaced" == notes.messages[0]
+
+
+def test_snapshot_of_other_weights_is_refused(stopped, data):
+    """The checkpoint changed since."""
+    save_source(stopped, seed=9, task=task_of())
+    with pytest.raises(UsageError, match="found one of other settings, weights or subjects"):
+        run(stopped, data, resume=True)
+
+
+def test_damaged_snapshot_is_one_line(stopped, data, tmp_path):
+    """As every file."""
+    (tmp_path / ".m1.fisher.safetensors.snapshot").write_bytes(b"PK\x03\x04")
+    with pytest.raises(InputError, match="cannot read the snapshot: .*: found a damaged file; run it without --resume to begin anew"):
+        run(stopped, data, resume=True)
+
+
+def test_snapshot_is_told_of_where_nobody_resumes(stopped, data, tmp_path, through):
+    """It is replaced, and the result is that of a run without it."""
+    notes = Notes()
+    result = run(stopped, data, reporter=notes)
+
+    assert "the snapshot of an interrupted run is there and will be replaced; --resume goes on from it" == notes.messages[0]
+    assert through == result.out.read_bytes()
+    assert [] == snapshots(tmp_path)
+
+
+def test_resume_of_a_finished_run_leaves_it_as_it_is(m1, data):
+    """A job that a queue starts once more finds nothing to do; of other settings it is refused."""
+    first = run(m1, data)
+    before = first.out.stat().st_mtime_ns
+    notes = Notes()
+
+    assert first == run(m1, data, resume=True, reporter=notes)
+    assert ["m1.fisher.safetensors: done before"] == notes.messages
+    assert before == first.out.stat().st_mtime_ns
+    with pytest.raises(UsageError, match="nothing to resume: .*found a file of other settings, weights or subjects; pass --force"):
+        run(m1, data, resume=True, draws=2)
+    run(m1, data, resume=True, draws=2, force=True)
+    assert before != first.out.stat().st_mtime_ns
+
+
+def test_biases_before_a_norm_are_zero_and_named(m1, data):
+    """In the result and in the file."""
+    result = run(m1, data, max_subjects=1)
+    opened = open_checkpoint(result.out)
+
+    assert list(result.zero) == opened.metadata.provenance["zero"]
+    assert [0] * len(result.zero) == [int(np.count_nonzero(opened.read(name))) for name in result.zero]
+    assert all(name.endswith("conv.bias") for name in result.zero)
