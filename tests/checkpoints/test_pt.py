@@ -7,6 +7,7 @@ import pickle
 import random
 import resource
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -392,3 +393,47 @@ def test_aliases_that_cannot_be(tmp_path):
     for owner in ("a.bias", "nothing"):
         save(tmp_path / "m1.safetensors", {**STATE, "again": STATE["a.weight"]}, metadata_of(aliases={"again": owner}))
         assert f"the tensor 'again' as one more name of '{owner}'" in refusal(tmp_path / "m1.safetensors")
+
+
+def test_aliases_share_their_storage_in_the_file(tmp_path):
+    """Another name costs a few bytes, not the tensor once more."""
+    state = {"a.weight": np.ones(10_000, np.float32), "b.weight": np.ones(10_000, np.float32)}
+    save(tmp_path / "alone.pt", {"a.weight": state["a.weight"]})
+    save(tmp_path / "both.pt", state, metadata_of(aliases={"b.weight": "a.weight"}))
+    content = torch.load(tmp_path / "both.pt", weights_only=True)["state_dict"]
+
+    assert (tmp_path / "both.pt").stat().st_size < (tmp_path / "alone.pt").stat().st_size + 1000
+    assert content["a.weight"].data_ptr() == content["b.weight"].data_ptr()
+
+
+def test_an_alias_is_hashed_and_checked_once(tmp_path):
+    """Under the name of its owner."""
+    weight = torch.tensor([1.0, np.nan])
+    torch.save({"a": weight, "b": weight, "c": torch.ones(1)}, tmp_path / "m1.pt")
+    opened, read = open_checkpoint(tmp_path / "m1.pt"), []
+
+    def content(name):
+        read.append(name)
+        return opened.content(name)
+
+    counting = replace(opened, content=content)
+
+    assert opened.digest == counting.digest
+    assert ["a", "c"] == sorted(read)
+    assert [("a", 1)] == opened.non_finite()
+
+
+@pytest.mark.parametrize(
+    ("culprit", "extra"),
+    [
+        ("numpy._core.multiarray._reconstruct", lambda: np.ones(2)),
+        ("another object", lambda: np.int64(3)),
+        ("another object", lambda: np.complex64(1j)),
+    ],
+    ids=["array", "int64", "complex64"],
+)
+def test_other_objects_of_numpy_are_refused(tmp_path, culprit, extra):
+    """Scalars of float32 and float64 are all that nnU-Net needs."""
+    torch.save({"state_dict": TENSORS, "extra": extra()}, tmp_path / "m1.pt")
+
+    assert f"wanted tensors and plain data, found {culprit}" in refusal(tmp_path / "m1.pt")

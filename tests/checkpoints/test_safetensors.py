@@ -306,3 +306,13 @@ def test_link_is_followed(tmp_path):
     (tmp_path / "latest").symlink_to("m1.safetensors")
 
     assert list(STATE) == list(open_checkpoint(tmp_path / "latest").entries)
+
+
+def test_seal_covers_the_bytes_of_an_alias(tmp_path):
+    """Every name has its own in the file, and other programs read them."""
+    path = tmp_path / "m1.safetensors"
+    save(path, {"a": np.ones(4), "b": np.ones(4)}, metadata_of(aliases={"b": "a"}))
+    path.write_bytes(path.read_bytes()[:-1] + b"\7")
+
+    with pytest.raises(InputError, match="the file is damaged"):
+        open_checkpoint(path)
