@@ -53,6 +53,10 @@ def fisher(
     max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most.")] = None,
     subjects_file: SubjectsFile = None,
     patch_size: PatchSize = None,
+    dtype: Annotated[
+        Literal["float32", "sqrt-fp16"] | None,
+        typer.Option(metavar="float32|sqrt-fp16", help="Of the file; scaled square roots take half the space (2e-3 exact)."),
+    ] = None,
     snapshot_minutes: Annotated[
         float | None, typer.Option(metavar="N", min=0, help="Time between snapshots for --resume (10 by default).")
     ] = None,
@@ -74,6 +78,7 @@ def fisher(
         "draws": draws,
         "max_subjects": max_subjects,
         "patch_size": size_of(patch_size, "--patch-size"),
+        "dtype": dtype,
         "snapshot_minutes": snapshot_minutes,
     }
     flags = {key: value for key, value in flags.items() if value is not None}

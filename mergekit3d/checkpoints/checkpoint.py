@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergekit3d.checkpoints.metadata import Metadata
+from mergekit3d.checkpoints.roots import from_roots
 from mergekit3d.errors import InputError
 from mergekit3d.storage.seal import hash_in_parallel, tensor_digest, tensors_digest
 
@@ -100,15 +101,20 @@ class Checkpoint:
         return {name: entry for name, entry in self.entries.items() if self.stored_as(name) == name}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as an array of its own dtype; bfloat16 comes widened to float32, which loses nothing."""
-        entry = self.entries[name]
-        return decode(self.content(name), entry.dtype, entry.shape)
+        """One tensor as an array of its own dtype; bfloat16 comes widened to float32, which loses nothing, and roots as their squares."""
+        return self.decoded(name, self.content(name), self.entries[name].shape)
+
+    def decoded(self, name: str, content: Any, shape: Iterable[int]) -> np.ndarray:
+        """An array from bytes of a tensor, or of a part of it, as `read` gives them."""
+        values = decode(content, self.entries[name].dtype, shape)
+        scale = None if self.metadata is None else self.metadata.root_scales.get(name)
+        return values if scale is None else from_roots(values, scale)
 
     def read_first(self, name: str, count: int) -> np.ndarray:
         """At most the first `count` entries of a tensor, flat; as `read` gives them."""
         entry = self.entries[name]
         count = min(count, entry.nbytes // ITEM_SIZES[entry.dtype])
-        return decode(memoryview(self.content(name))[: count * ITEM_SIZES[entry.dtype]], entry.dtype, (count,))
+        return self.decoded(name, memoryview(self.content(name))[: count * ITEM_SIZES[entry.dtype]], (count,))
 
     @cached_property
     def digest(self) -> str:

@@ -81,6 +81,7 @@ class Metadata:
         provenance: hashes and figures of what it was made from.
         tool: name and version of the writer.
         aliases: further names of tensors, each with the name that owns the tensor; in the file every name has its values.
+        root_scales: tensors that the file keeps as square roots in float16, each with the scale of the roots; see `roots`.
         seal: digests, set when the file is written.
     """
 
@@ -91,6 +92,7 @@ class Metadata:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     tool: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
+    root_scales: Mapping[str, float] = field(default_factory=dict)
     seal: Mapping[str, str] | None = None
 
     def sealed(self, tensors: str) -> Metadata:
@@ -109,7 +111,7 @@ class Metadata:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        content = {
+        content: dict[str, Any] = {
             "kind": self.kind,
             "format_version": FORMAT_VERSION,
             "tool": dict(self.tool),
@@ -120,7 +122,11 @@ class Metadata:
             "seal": None if self.seal is None else dict(self.seal),
         }
         # Left out where there are none: the seals of files that were written before there were any still hold.
-        return {**content, "aliases": dict(self.aliases)} if self.aliases else content
+        if self.aliases:
+            content["aliases"] = dict(self.aliases)
+        if self.root_scales:
+            content["root_scales"] = dict(self.root_scales)
+        return content
 
     def as_text(self) -> str:
         """Canonical JSON."""
@@ -152,6 +158,7 @@ def parse_metadata(text: str, where: object) -> Metadata:
             provenance=_mapping(content["provenance"]),
             tool=_mapping(content["tool"]),
             aliases={str(name): str(owner) for name, owner in _mapping(content.get("aliases", {})).items()},
+            root_scales={str(name): float(scale) for name, scale in _mapping(content.get("root_scales", {})).items()},
             seal=None if content["seal"] is None else _mapping(content["seal"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mergekit3d.checkpoints import Checkpoint, Metadata, TensorEntry
-from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, buffer_of, decode, encode
+from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, buffer_of, encode
 from mergekit3d.checkpoints.safetensors import header_bytes
 from mergekit3d.engine.combining import PIECE_ENTRIES, Combiner, arithmetic_dtype, combiner, cuts, surveys_of, widened
 from mergekit3d.engine.figures import Figures, dot
@@ -111,7 +111,7 @@ class _Input:
             buffer = self._content[: (piece.stop - piece.start) * item]
             self.checkpoint.read_into(self.entry.name, piece.start * item, buffer)
         self.hash.update(buffer)
-        return self._checked(decode(buffer, self.entry.dtype, (piece.stop - piece.start,)))
+        return self._checked(self.checkpoint.decoded(self.entry.name, buffer, (piece.stop - piece.start,)))
 
     def _checked(self, values: np.ndarray) -> tuple[np.ndarray, float]:
         if not self.entry.is_float:

@@ -22,7 +22,7 @@ from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import json_digest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from mergekit3d.datasets import Dataset, Subject
     from mergekit3d.datasets.cache import SubjectStore
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mergekit3d.training.processes import ProcessGroup
 
 Regions = str | Mapping[str, tuple[int, ...]] | None
+FLOAT32, SQRT_FP16 = "float32", "sqrt-fp16"
 CHANNEL_MODALITIES = {1: ("t1",), 2: ("t1", "t2"), 4: ("t1", "t1ce", "t2", "flair")}
 """What a bare checkpoint of so many inputs was most likely trained on, if the data set has these modalities."""
 
@@ -116,6 +117,7 @@ def fisher(
     max_subjects: int | None = None,
     subjects_file: Path | None = None,
     patch_size: Sequence[int] | None = None,
+    dtype: str = "float32",
     snapshot_minutes: float = 10.0,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
@@ -135,6 +137,7 @@ def fisher(
         max_subjects: subjects at most, drawn by the seed.
         subjects_file: file of names, one a line: only these subjects.
         patch_size: one patch a subject of this size, its place drawn by the seed, in place of whole volumes.
+        dtype: of the file: float32, or sqrt-fp16 (scaled square roots in float16, half the size; every command reads both).
         snapshot_minutes: time between snapshots, from which ``resume`` goes on.
         options: device, precision, seed; ``out`` is the file to write.
         reporter: where progress goes.
@@ -152,6 +155,8 @@ def fisher(
 
     if estimator not in ("sampled", "true"):
         raise UsageError("unknown estimator", where="--estimator", wanted="sampled or true", found=estimator)
+    if dtype not in (FLOAT32, SQRT_FP16):
+        raise UsageError("unknown dtype", where="--dtype", wanted=f"{FLOAT32} or {SQRT_FP16}", found=dtype)
     out = options.out or fisher_beside(Path(checkpoint))
     _refuse(out, options)
     opened = open_checkpoint(checkpoint)
@@ -160,7 +165,7 @@ def fisher(
     task = _task(opened, dataset, modalities, regions, estimator)
     names = None if subjects_file is None else read_names(Path(subjects_file))
     given = {"estimator": estimator, "draws": draws, "max_subjects": max_subjects, "patch_size": patch_size}
-    settings = FisherModel.model_validate({**given, "snapshot_minutes": snapshot_minutes})
+    settings = FisherModel.model_validate({**given, "dtype": dtype, "snapshot_minutes": snapshot_minutes})
     with process_group() as group:
         return estimate(opened, dataset, task, names, settings, out=out, group=group, options=options, reporter=reporter)
 
@@ -252,11 +257,11 @@ def estimate(
     runtime = resolve_runtime(group.device(options.device), options.precision)
     store, seed = _store(dataset, task, names, settings, options, reporter), options.seed or 0
     digests = group.share(lambda: _digests(store))
-    decisive = settings.model_dump(mode="json", exclude={"snapshot_minutes"})
+    decisive = settings.model_dump(mode="json", exclude={"dtype", "snapshot_minutes"})
     identity = json_digest([decisive, seed, checkpoint.digest, spec.as_json(), task.as_json(), list(digests.items()), runtime.precision])
     snapshots = Snapshots(out, identity, group)
     with output_lock(out.parent) if group.is_first else nullcontext():
-        if group.share(lambda: _is_done(snapshots, options)):
+        if group.share(lambda: _is_done(snapshots, settings.dtype, options)):
             reporter.info(f"{out.name}: done before")
             return group.share(lambda: _result_of(out))
         network = build_network(spec)
@@ -282,13 +287,13 @@ def estimate(
                 provenance=provenance,
                 tool=tool(),
             )
-            _write(out, sums, network, multiple_of, metadata)
+            _write(out, sums, network, multiple_of, metadata, settings.dtype)
             snapshots.remove()
         group.wait()
     return group.share(lambda: _result_of(out))
 
 
-def _write(out: Path, sums: FisherSums, network: nn.Module, multiple_of: int, metadata: Metadata) -> None:
+def _write(out: Path, sums: FisherSums, network: nn.Module, multiple_of: int, metadata: Metadata, dtype: str) -> None:
     from mergekit3d.fisher_estimation import silence_uninformed, uninformed_biases
 
     assert metadata.architecture is not None
@@ -297,7 +302,21 @@ def _write(out: Path, sums: FisherSums, network: nn.Module, multiple_of: int, me
     zero = uninformed_biases(network.cpu(), architecture(spec["name"]).zero_information, probe)
     diagonal = silence_uninformed(sums.diagonal(), zero)
     figures = {"subjects": sums.subjects, "voxels": sums.voxels, "zero": zero, **_figures(sums, _traces(diagonal))}
-    save_tensors(out, diagonal, replace(metadata, provenance={**metadata.provenance, **figures}))
+    metadata = replace(metadata, provenance={**metadata.provenance, **figures})
+    if dtype == SQRT_FP16:
+        diagonal, scales = _roots_of(diagonal)
+        metadata = replace(metadata, root_scales=scales)
+    save_tensors(out, diagonal, metadata)
+
+
+def _roots_of(diagonal: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The diagonal as scaled square roots in float16, and their scales."""
+    import torch
+
+    from mergekit3d.checkpoints.roots import to_roots
+
+    both = {name: to_roots(values.numpy()) for name, values in diagonal.items()}
+    return {name: torch.from_numpy(roots) for name, (roots, _) in both.items()}, {name: scale for name, (_, scale) in both.items()}
 
 
 def _result_of(out: Path) -> FisherResult:
@@ -320,7 +339,7 @@ def _refuse(out: Path, options: Options) -> None:
     refuse_existing(out, force=options.force or options.resume)
 
 
-def _is_done(snapshots: Snapshots, options: Options) -> bool:
+def _is_done(snapshots: Snapshots, dtype: str, options: Options) -> bool:
     """Whether ``--resume`` finds the work complete: a queue may start a job once more that was done already.
 
     Raises:
@@ -330,7 +349,9 @@ def _is_done(snapshots: Snapshots, options: Options) -> bool:
         return False
     metadata = open_checkpoint(snapshots.out).metadata
     if metadata is not None and metadata.provenance.get("identity") == snapshots.identity:
-        return True
+        same_dtype = bool(metadata.root_scales) == (dtype == SQRT_FP16)
+        if same_dtype:
+            return True
     if options.force:
         return False
     found, todo = "a file of other settings, weights or subjects", "pass --force to replace it, or another --out"

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergekit3d import fisher
+from mergekit3d import fisher, fuse
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.merging.partitions import layer_of
 from mergekit3d.options import Options
-from tests.builders import save_source, task_of
+from tests.builders import fusing, save_source, task_of
 
 SUBJECTS = 7
 SCRIPT = """
@@ -103,8 +103,8 @@ class Notes:
         self.messages.append(message)
 
 
-def run(checkpoint, data, *, reporter=None, draws=1, max_subjects=None, dtype=None, snapshot_minutes=10.0, **options):
-    given = {"draws": draws, "max_subjects": max_subjects, "snapshot_minutes": snapshot_minutes}
+def run(checkpoint, data, *, reporter=None, draws=1, max_subjects=None, dtype="float32", snapshot_minutes=10.0, **options):
+    given = {"draws": draws, "max_subjects": max_subjects, "dtype": dtype, "snapshot_minutes": snapshot_minutes}
     return fisher(checkpoint, data, **given, options=Options(device="cpu", **options), reporter=reporter or Notes())
 
 
@@ -246,3 +246,35 @@ def test_biases_before_a_norm_are_zero_and_named(m1, data):
     assert list(result.zero) == opened.metadata.provenance["zero"]
     assert [0] * len(result.zero) == [int(np.count_nonzero(opened.read(name))) for name in result.zero]
     assert all(name.endswith("conv.bias") for name in result.zero)
+
+
+def test_square_roots_take_half_the_space_and_fuse_to_the_same_weights(m1, data, tmp_path):
+    """`--dtype sqrt-fp16`: read as the diagonal wherever it is used; the figures are those of the float32 file."""
+    save_source(tmp_path / "m2.safetensors", seed=2, task=task_of())
+    fused, sizes = [], []
+    for dtype in ("float32", "sqrt-fp16"):
+        results = [run(tmp_path / f"{name}.safetensors", data, max_subjects=2, dtype=dtype, force=True) for name in ("m1", "m2")]
+        opened = open_checkpoint(results[0].out)
+        opened.check_seal()
+        sizes.append(sum(entry.nbytes for entry in opened.entries.values()))
+        rest = f"partitions: {{private: []}}\nname: {dtype}"
+        out = fuse(fusing(tmp_path, "{method: imm, private: m1}", rest=rest).path, options=Options(out=tmp_path / dtype)).out
+        fused.append(open_checkpoint(out))
+        again = run(m1, data, max_subjects=2, dtype=dtype, resume=True)
+        assert (results[0].trace, results[0].zero) == (again.trace, again.zero)
+
+    first, second = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in ("m1", "m2"))
+    assert sizes[0] == 2 * sizes[1]
+    for name in first.entries:
+        distance = np.abs(first.read(name) - second.read(name))
+        # d theta / d log F is at most a quarter of the distance between the sources, for each of the two.
+        assert np.all(np.abs(fused[0].read(name) - fused[1].read(name)) <= 2e-3 / 4 * 2 * distance + 1e-6), name
+
+
+def test_another_dtype_is_another_file(m1, data):
+    """A finished run of another dtype is not taken for this one's."""
+    run(m1, data, max_subjects=1)
+    with pytest.raises(UsageError, match="nothing to resume"):
+        run(m1, data, max_subjects=1, dtype="sqrt-fp16", resume=True)
+    with pytest.raises(UsageError, match="unknown dtype: --dtype: wanted float32 or sqrt-fp16, found float16"):
+        run(m1, data, dtype="float16")
