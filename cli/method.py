@@ -72,6 +72,8 @@ def fisher(
       mergekit3d fisher m1.pt --data hcp/
 
       mergekit3d fisher --recipe timm.yaml
+
+      torchrun --nproc-per-node 4 -m mergekit3d_cli fisher m1.pt --data hcp/
     """
     flags: dict[str, Any] = {
         "estimator": estimator,
@@ -92,14 +94,15 @@ def fisher(
         }
         _refuse_beside_recipe([flag for flag, value in own.items() if value is not None])
         changes = tuple(f"fisher.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in flags.items())
-        return mergekit3d.fisher_sources(recipe, overrides=(*overrides_of(overrides), *changes), options=options, reporter=reporter)
+        overrides = [*overrides_of(overrides), *changes]
+        return _told_once(mergekit3d.fisher_sources(recipe, overrides=tuple(overrides), options=options, reporter=reporter))
     if overrides:
         raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
     what, example = "a checkpoint and its data, or a recipe", "fisher m1.pt --data hcp/"
     checkpoint = needed(checkpoint, "fisher", what, example=example)
     data = needed(data, "fisher", what, example=example)
     flags.update(layout=layout, modalities=names_of(modalities), regions=regions, subjects_file=subjects_file)
-    return mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter)
+    return _told_once(mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter))
 
 
 def fuse(
@@ -167,6 +170,15 @@ def run(
     """
     recipe = needed(recipe, "run", RECIPE, example="run timm.yaml")
     return mergekit3d.run(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+
+
+def _told_once(result: Result) -> Result:
+    """The result, in the first of the processes that torchrun started; the others end here, as they have nothing to say."""
+    from mergekit3d.training.processes import is_first_process
+
+    if not is_first_process():
+        raise SystemExit(0)
+    return result
 
 
 def _refuse_beside_recipe(given: list[str]) -> None:

@@ -116,6 +116,7 @@ def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
     outcome = mergekit(
         "fisher", "m1.pt", "--data", "hcp", "--estimator", "true", "--draws", 4, "--layout", "hcp", "--modalities", "t1, t2",
         "--regions", "hcp-1-7", "--max-subjects", 3, "--subjects-file", "names.txt", "--patch-size", "64,64,48",
+        "--dtype", "sqrt-fp16", "--snapshot-minutes", 2,
     )  # fmt: skip
 
     assert 0 == outcome.exit_code, outcome.stderr
@@ -126,6 +127,20 @@ def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
     assert 3 == seen["max_subjects"]
     assert Path("names.txt") == seen["subjects_file"]
     assert (64, 64, 48) == seen["patch_size"]
+    assert ("sqrt-fp16", 2.0) == (seen["dtype"], seen["snapshot_minutes"])
+
+
+def test_fisher_is_told_by_the_first_of_several_processes(mergekit, fake, monkeypatch):
+    """torchrun starts many; one result stands on stdout."""
+    fake("fisher")
+    said = []
+    for rank in ("0", "1"):
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+        outcome = mergekit("fisher", "m1.pt", "--data", "hcp")
+        said.append((outcome.exit_code, outcome.stdout))
+
+    assert [(0, "Dice 0.5\n"), (0, "")] == said
 
 
 def test_fisher_of_a_recipe_turns_its_flags_into_overrides(mergekit, fake):
