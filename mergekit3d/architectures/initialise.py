@@ -15,6 +15,14 @@ import numpy as np
 from mergekit3d.merging.partitions import kinds
 
 NONE: Mapping[str, float] = {}
+XAVIER = "xavier"
+TORCH = "torch"
+"""PyTorch's default for convolutions and linear layers: uniform, bounded by 1 / sqrt(fan in).
+
+Weights that a norm follows may be of any size, and a step of Adam is of one size whatever theirs: smaller weights learn faster.
+
+Source: He et al., "Delving Deep into Rectifiers", ICCV 2015, for a leaky slope of sqrt(5), as torch.nn.Conv3d uses it.
+"""
 FOREGROUND_LOGIT = -4.0
 """Where the logit of a region begins: a probability of 0.018, about the share of voxels that a region fills.
 
@@ -26,7 +34,11 @@ Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, section 
 
 
 def initial_tensors(
-    names: Sequence[str], shapes: Mapping[str, Sequence[int]], seed: int, constants: Mapping[str, float] = NONE
+    names: Sequence[str],
+    shapes: Mapping[str, Sequence[int]],
+    seed: int,
+    constants: Mapping[str, float] = NONE,
+    initialisation: str = XAVIER,
 ) -> dict[str, np.ndarray]:
     """Initial values of some tensors of a network.
 
@@ -35,15 +47,18 @@ def initial_tensors(
         shapes: shape of every tensor of the network, from which their kinds are told.
         seed: together with a tensor's name, it decides the tensor's values.
         constants: values of tensors that begin neither random nor at 0, such as an architecture's `initial_biases`.
+        initialisation: xavier, or torch (see `TORCH`).
 
     Returns:
-        float32 arrays: Xavier-uniform weights, zero biases; norms begin as the identity.
+        float32 arrays: random uniform weights, zero biases; norms begin as the identity.
     """
     kind_of = kinds(shapes)
-    return {name: initial_tensor(name, tuple(shapes[name]), kind_of[name], seed, constants) for name in names}
+    return {name: initial_tensor(name, tuple(shapes[name]), kind_of[name], seed, constants, initialisation) for name in names}
 
 
-def initial_tensor(name: str, shape: tuple[int, ...], kind: str, seed: int, constants: Mapping[str, float] = NONE) -> np.ndarray:
+def initial_tensor(
+    name: str, shape: tuple[int, ...], kind: str, seed: int, constants: Mapping[str, float] = NONE, initialisation: str = XAVIER
+) -> np.ndarray:
     """Initial values of one tensor, whose kind (conv, norm, linear or other) is known; see `initial_tensors`."""
     leaf = name.rpartition(".")[2]
     if leaf == "num_batches_tracked":
@@ -55,6 +70,7 @@ def initial_tensor(name: str, shape: tuple[int, ...], kind: str, seed: int, cons
     if len(shape) < 2:
         return np.zeros(shape, np.float32)
     receptive_field = math.prod(shape[2:])
-    bound = math.sqrt(6 / ((shape[0] + shape[1]) * receptive_field))
+    fan_in, fan_out = shape[1] * receptive_field, shape[0] * receptive_field
+    bound = math.sqrt(6 / (fan_in + fan_out)) if initialisation == XAVIER else math.sqrt(1 / fan_in)
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.uniform(-bound, bound, shape).astype(np.float32)

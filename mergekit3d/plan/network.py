@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_arguments, network_of, network_shapes
-from mergekit3d.architectures.initialise import initial_tensor, initial_tensors
+from mergekit3d.architectures.initialise import XAVIER, initial_tensor, initial_tensors
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
 from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, RecipeError
@@ -73,10 +73,10 @@ def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None)
     return NetworkSpec(name, len(task.modalities), task.channels, arguments)
 
 
-def random_start(spec: NetworkSpec, seed: int) -> Start:
-    """All tensors at random (Xavier)."""
+def random_start(spec: NetworkSpec, seed: int, initialisation: str = XAVIER) -> Start:
+    """All tensors at random: xavier (as in the paper) or torch."""
     shapes = network_shapes(spec)
-    values = initial_tensors(list(shapes), shapes, seed, architecture(spec.name).initial_biases)
+    values = initial_tensors(list(shapes), shapes, seed, architecture(spec.name).initial_biases, initialisation)
     return Start(spec, values, {"random": len(values)}, {})
 
 

@@ -105,6 +105,10 @@ class TrainModel(TrainingModel):
     init: str = Field(
         "none", description="none, an earlier source's name, or a checkpoint to start from; heads are new where regions differ"
     )
+    initialisation: Literal["xavier", "torch"] = Field(
+        "xavier",
+        description="random weights of init none: xavier, as in the paper; torch: PyTorch's smaller ones, which learn faster at one rate",
+    )
 
 
 class AdaptModel(TrainingModel):

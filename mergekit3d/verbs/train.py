@@ -77,14 +77,14 @@ def train_model(
     refuse_trained(out, options)
     cohort = open_cohort(loaded, target)
     seed = loaded.recipe.seed if options.seed is None else options.seed
-    start = start_of(loaded, cohort, model.init, earlier or {}, seed)
+    start = start_of(loaded, cohort, model, earlier or {}, seed)
     stage = Stage("train", loaded, cohort, model, start, out, seed)
     with output_lock(out):
         return run_stage(stage, options=options, reporter=reporter)
 
 
-def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, earlier: Mapping[str, Path], seed: int) -> Start:
+def start_of(loaded: LoadedRecipe, cohort: Cohort, model: TrainModel, earlier: Mapping[str, Path], seed: int) -> Start:
     """The network that ``train.init`` asks for: random, an earlier source's, or a file's."""
-    if init == NONE:
-        return random_start(network_for(loaded, cohort.task, None), seed)
-    return checkpoint_start(loaded, earlier.get(init, loaded.input_path(init)), cohort.task, seed)
+    if model.init == NONE:
+        return random_start(network_for(loaded, cohort.task, None), seed, model.initialisation)
+    return checkpoint_start(loaded, earlier.get(model.init, loaded.input_path(model.init)), cohort.task, seed)

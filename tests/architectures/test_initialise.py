@@ -81,3 +81,13 @@ def test_regions_begin_as_background():
 
     np.testing.assert_array_equal([-4, -4, -4], values["segmentation.0.bias"])
     np.testing.assert_array_equal([0, 0, 0], values["segmentation.1.bias"])
+
+
+def test_torch_initialisation_is_bounded_by_the_fan_in():
+    """1 / sqrt(fan in), whatever the outputs; the same draws as Xavier's, scaled."""
+    shape = (32, 16, 3, 3, 3)
+    values = initial_tensor("conv.weight", shape, "conv", 0, initialisation="torch")
+    xavier = initial_tensor("conv.weight", shape, "conv", 0)
+
+    assert 0.99 / np.sqrt(16 * 27) < np.abs(values).max() <= 1 / np.sqrt(16 * 27)
+    np.testing.assert_allclose(values * np.sqrt(6 * 16 / 48), xavier, rtol=1e-5)
