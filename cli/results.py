@@ -178,15 +178,17 @@ def plot(
     force: Force = False,
     reporter: Reporter,
 ) -> Result:
-    """Draw ratios, fusions, curves, or predictions beside the truth.
+    """Draw ratios, fusions, Fisher diagonals, curves, or predictions.
 
-    Several logs are overlaid; several segmentations of one subject stand side by side.
+    Several logs are overlaid; several Fisher diagonals, or segmentations of one subject, stand side by side.
 
     Examples:
 
       mergekit3d plot out/adapt/ratios.json --out ratios.svg
 
       mergekit3d plot out/fused.report.json
+
+      mergekit3d plot m1.fisher.safetensors m2.fisher.safetensors
 
       mergekit3d plot imm/log.csv timm/log.csv --names IMM,T-IMM --out curves.png
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-PLOTTED = "ratios.json, a fusion's report.json, compare.json, log.csv, or a segmentation as .nii or .nii.gz"
+PLOTTED = "ratios.json, a fusion's report.json, compare.json, log.csv, a Fisher diagonal, or a segmentation as .nii or .nii.gz"
 MOST_LABELS = 32
 """Of a segmentation without regions: more are hardly a segmentation of ours, and no legend could tell them."""
 
@@ -26,7 +26,7 @@ class PlotResult:
     """What was drawn.
 
     Args:
-        kind: ratios, merge, curves, differences or slices.
+        kind: ratios, merge, fisher, curves, differences or slices.
         out: the picture.
     """
 
@@ -53,11 +53,11 @@ def plot(
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> PlotResult:
-    """Draw a file: mixing ratios (Figure 5), a fusion, a comparison (Figure 4), learning curves, or slices of segmentations (Figure 3).
+    """Draw a file: ratios (Figure 5), a fusion, Fisher diagonals, a comparison (Figure 4), curves, or segmentations (Figure 3).
 
     Args:
-        file: ratios.json, report.json, compare.json, log.csv or a segmentation; several logs are overlaid, several segmentations
-            stand side by side.
+        file: ratios.json, report.json, compare.json, log.csv, a Fisher diagonal or a segmentation; several logs are overlaid, several
+            Fisher diagonals or segmentations stand side by side.
         out: the picture, .png or .svg; by default a PNG named after the first file, beside it.
         image: what segmentations lie over.
         truth: the true labels of segmentations.
@@ -101,8 +101,10 @@ def _figure(
         raise UsageError("an image and a truth go with a segmentation", where=first, wanted=".nii or .nii.gz")
     if first.suffix.lower() == ".csv":
         return "curves", _curves(files)
+    if _is_checkpoint(first):
+        return "fisher", _fisher(files)
     if len(files) > 1:
-        raise UsageError("several files can be drawn at once only where they are logs or segmentations", where=first)
+        raise UsageError("several files can be drawn at once only where they are logs, Fisher diagonals or segmentations", where=first)
     if first.suffix.lower() == ".json":
         return _json_figure(first)
     raise InputError("cannot tell what to plot", where=first, wanted=PLOTTED)
@@ -157,6 +159,13 @@ def _curves(files: Mapping[str, Path]) -> Figure:
     return curves_figure({name: read_log(path) for name, path in files.items()}, sources=[str(source) for source in sources])
 
 
+def _fisher(files: Mapping[str, Path]) -> Figure:
+    from mergekit3d.checkpoints import open_checkpoint
+    from mergekit3d.plots.fisher import fisher_figure, information_of
+
+    return fisher_figure({name.removesuffix(".fisher"): information_of(open_checkpoint(path)) for name, path in files.items()})
+
+
 def _slices(
     files: Mapping[str, Path], image: Path | None, truth: Path | None, regions: str | Mapping[str, tuple[int, ...]] | None
 ) -> Figure:
@@ -204,6 +213,17 @@ def _masks(labels: NDArray[Any], outputs: Mapping[str, tuple[int, ...]]) -> NDAr
 
     masks = [np.isin(labels, ids) for ids in outputs.values()]
     return np.stack(masks) if masks else np.zeros((0, *labels.shape), bool)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Told by the first bytes, whatever the name."""
+    from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES
+
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(HEAD_BYTES)
+    return any(FORMATS.get(name).recognises(head) for name in FORMATS)
 
 
 def _is_volume(path: Path) -> bool:
