@@ -203,11 +203,11 @@ class _Pass:
             jobs += [
                 (entry.nbytes, partial(self._check, number, name)) for name, entry in file.stored.items() if (number, name) not in read
             ]
-        total = sum(size for size, _ in jobs)
-        with reporter.task(f"fuse {total / 1e6:,.0f} MB", total) as task, closing(carry_out(jobs)) as results:
+        megabytes = sum(size for size, _ in jobs) / 1e6
+        with reporter.task("fuse, MB read and written", megabytes) as task, closing(carry_out(jobs)) as results:
             for size, found in results:
                 self._gather(found)
-                task.advance(size)
+                task.advance(size / 1e6)
 
     def _gather(self, found: _Found) -> None:
         self.found.digests.update(found.digests)
