@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -189,7 +190,7 @@ def duration(seconds: float) -> str:
 
 
 class Result(Protocol):
-    """What a command returns; for people it has ``__rich__`` or ``lines()`` as well."""
+    """What a command returns; for people it has ``__rich__`` or ``lines()`` as well, and ``fitted(width)`` for terminals."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -208,13 +209,19 @@ def show(result: Result, *, as_json: bool) -> None:
 
             Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE).print(result)
         elif not as_json and hasattr(result, "lines"):
-            _print("\n".join(result.lines()))
+            _print("\n".join(_lines_of(result)))
         else:
             _print(json.dumps(_plain(result.as_json()), allow_nan=False, indent=None if as_json else 2))
         sys.stdout.flush()
     except OSError:
         _abandon_stdout()
         raise
+
+
+def _lines_of(result: Any) -> list[str]:
+    """The lines of a result, fitted to the terminal where there is one."""
+    fits = sys.stdout.isatty() and hasattr(result, "fitted")
+    return list(result.fitted(shutil.get_terminal_size().columns) if fits else result.lines())
 
 
 def _print(text: str) -> None:

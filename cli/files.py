@@ -18,7 +18,7 @@ def inspect(
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
-    values: Annotated[bool, typer.Option("--values", help="Read the tensors too: ranges, NaN and Inf.")] = False,
+    values: Annotated[bool, typer.Option("--values", help="Read the tensors too: seal, ranges, NaN and Inf, cosines.")] = False,
 ) -> Result:
     """Show what checkpoints hold, and what of them can be fused.
 

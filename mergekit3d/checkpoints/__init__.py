@@ -31,6 +31,7 @@ __all__ = [
     "format_for",
     "load_tensors",
     "open_checkpoint",
+    "recognised_format",
     "save_tensors",
     "write_checkpoint",
 ]
@@ -47,6 +48,18 @@ def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
         InputError: missing, damaged, or of no known format.
     """
     path = Path(path)
+    checkpoint = recognised_format(path).open(path)
+    if verify:
+        checkpoint.check_seal()
+    return checkpoint
+
+
+def recognised_format(path: Path) -> Format:
+    """The format of a file, told from what it begins with, whatever its name.
+
+    Raises:
+        InputError: missing, unreadable, or of no known format.
+    """
     check_file(path)
     try:
         with open(path, "rb") as file:
@@ -55,10 +68,7 @@ def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
         raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
     for file_format in map(FORMATS.get, FORMATS):
         if file_format.recognises(head):
-            checkpoint = file_format.open(path)
-            if verify:
-                checkpoint.check_seal()
-            return checkpoint
+            return file_format
     raise InputError("not a checkpoint", where=path, wanted=f"a file of one of the formats {', '.join(FORMATS)}", found="other content")
 
 

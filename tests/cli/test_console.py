@@ -204,6 +204,24 @@ def test_show_prints_the_lines_of_a_result(capsys):
     assert "a\nb\n" == capsys.readouterr().out
 
 
+def test_show_fits_the_lines_of_a_result_to_the_terminal(monkeypatch):
+    """Where the result can be fitted, and stdout is a terminal; into a file all of it goes."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    class Wide(Answer):
+        def fitted(self, width):
+            return [line[:width] for line in self.lines()]
+
+    monkeypatch.setenv("COLUMNS", "30")
+    for stream, expected in ((Terminal(), "x" * 30 + "\n"), (io.StringIO(), "x" * 99 + "\n")):
+        monkeypatch.setattr("sys.stdout", stream)
+        show(Wide(["x" * 99], {}), as_json=False)
+        assert expected == stream.getvalue()
+
+
 def test_show_prints_one_line_of_json_without_nan(capsys):
     """NaN, Inf and tuples become what JSON has, at any depth; letters are escaped, so that any stdout takes them."""
     show(Answer([], {"a": [float("nan"), {"b": float("inf")}], "c": (1, True, None, "é")}), as_json=True)
