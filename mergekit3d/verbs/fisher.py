@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
-from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint, save_tensors
+from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import InputError, RecipeError, UsageError
+from mergekit3d.fisher_file import FLOAT32, SQRT_FP16, FisherResult, read_result, write_fisher
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe.load import LoadedRecipe, fisher_beside, load_recipe
@@ -22,72 +22,14 @@ from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import json_digest
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from mergekit3d.datasets import Dataset, Subject
     from mergekit3d.datasets.cache import SubjectStore
-    from mergekit3d.fisher_estimation import FisherSums
     from mergekit3d.fisher_run import Snapshots
     from mergekit3d.training.processes import ProcessGroup
 
 Regions = str | Mapping[str, tuple[int, ...]] | None
-FLOAT32, SQRT_FP16 = "float32", "sqrt-fp16"
 CHANNEL_MODALITIES = {1: ("t1",), 2: ("t1", "t2"), 4: ("t1", "t1ce", "t2", "flair")}
 """What a bare checkpoint of so many inputs was most likely trained on, if the data set has these modalities."""
-
-
-@dataclass(frozen=True)
-class FisherResult:
-    """What an estimation wrote.
-
-    Args:
-        out: the Fisher diagonal.
-        subjects: number of subjects.
-        voxels: number of voxels in the likelihoods.
-        trace: sum of the diagonal.
-        trace_by_layer: sum over each layer.
-        zero: parameters whose information is exactly 0.
-        standard_error: of the trace, from its spread over subjects; None for one subject.
-        standard_error_by_layer: of each layer's trace; empty for one subject.
-    """
-
-    out: Path
-    subjects: int
-    voxels: int
-    trace: float
-    trace_by_layer: Mapping[str, float]
-    zero: Sequence[str]
-    standard_error: float | None = None
-    standard_error_by_layer: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def relative_error(self) -> float | None:
-        """The standard error of the trace beside the trace."""
-        return None if self.standard_error is None else _relative(self.standard_error, self.trace)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data for ``--json``."""
-        relative = {layer: _relative(error, self.trace_by_layer[layer]) for layer, error in self.standard_error_by_layer.items()}
-        return {
-            **vars(self),
-            "out": str(self.out),
-            "trace_by_layer": dict(self.trace_by_layer),
-            "zero": list(self.zero),
-            "relative_error": self.relative_error,
-            "standard_error_by_layer": dict(self.standard_error_by_layer),
-            "relative_error_by_layer": relative,
-        }
-
-    def lines(self) -> list[str]:
-        """Lines for people."""
-        error = "" if self.relative_error is None else f" +- {100 * self.relative_error:.2g} %"
-        subjects = f"{self.subjects} subject{'s' if self.subjects > 1 else ''}"
-        zero = f", {len(self.zero)} biases before a norm have none" if self.zero else ""
-        return [f"{self.out}: trace {self.trace:.4g}{error} over {subjects} and {self.voxels} voxels{zero}"]
-
-
-def _relative(error: float, trace: float) -> float | None:
-    return error / trace if trace > 0 else None
 
 
 @dataclass(frozen=True)
@@ -246,6 +188,7 @@ def estimate(
         MergeKit3DError: the network is not known, or the subjects cannot be used.
         Interrupted: by a signal; the state is saved.
     """
+    from mergekit3d.fisher_estimation import uninformed_biases
     from mergekit3d.fisher_run import Estimation, Snapshots, accumulate
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.processes import ALONE
@@ -263,7 +206,7 @@ def estimate(
     with output_lock(out.parent) if group.is_first else nullcontext():
         if group.share(lambda: _is_done(snapshots, settings.dtype, options)):
             reporter.info(f"{out.name}: done before")
-            return group.share(lambda: _result_of(out))
+            return group.share(lambda: read_result(out))
         network = build_network(spec)
         network.load_state_dict(load_tensors(checkpoint))
         network.to(runtime.device).eval()
@@ -271,67 +214,23 @@ def estimate(
         estimation = Estimation(network, store, task.exclusive, settings, multiple_of, seed, runtime)
         sums = accumulate(estimation, snapshots, resume=options.resume, force=options.force, reporter=reporter)
         if group.is_first:
-            provenance = {
-                "identity": identity,
-                "checkpoint": checkpoint.digest,
-                "data": json_digest(sorted(digests.values())),
-                "draws": settings.draws if settings.estimator == "sampled" else None,
-                "patch_size": None if settings.patch_size is None else list(settings.patch_size),
-                "seed": seed,
-            }
-            metadata = Metadata(
-                kind=FISHER,
-                architecture=spec.as_json(),
-                task=task,
-                method=f"fisher-{settings.estimator}",
-                provenance=provenance,
-                tool=tool(),
-            )
-            _write(out, sums, network, multiple_of, metadata, settings.dtype)
+            found = {"identity": identity, "checkpoint": checkpoint.digest, "data": json_digest(sorted(digests.values())), "seed": seed}
+            probe = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
+            zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, probe)
+            write_fisher(out, sums, zero, _metadata(spec, task, settings, found), dtype=settings.dtype)
             snapshots.remove()
         group.wait()
-    return group.share(lambda: _result_of(out))
+    return group.share(lambda: read_result(out))
 
 
-def _write(out: Path, sums: FisherSums, network: nn.Module, multiple_of: int, metadata: Metadata, dtype: str) -> None:
-    from mergekit3d.fisher_estimation import silence_uninformed, uninformed_biases
-
-    assert metadata.architecture is not None
-    spec = metadata.architecture
-    probe = (1, spec["in_channels"], 2 * multiple_of, multiple_of, multiple_of)
-    zero = uninformed_biases(network.cpu(), architecture(spec["name"]).zero_information, probe)
-    diagonal = silence_uninformed(sums.diagonal(), zero)
-    figures = {"subjects": sums.subjects, "voxels": sums.voxels, "zero": zero, **_figures(sums, _traces(diagonal))}
-    metadata = replace(metadata, provenance={**metadata.provenance, **figures})
-    if dtype == SQRT_FP16:
-        diagonal, scales = _roots_of(diagonal)
-        metadata = replace(metadata, root_scales=scales)
-    save_tensors(out, diagonal, metadata)
-
-
-def _roots_of(diagonal: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The diagonal as scaled square roots in float16, and their scales."""
-    import torch
-
-    from mergekit3d.checkpoints.roots import to_roots
-
-    both = {name: to_roots(values.numpy()) for name, values in diagonal.items()}
-    return {name: torch.from_numpy(roots) for name, (roots, _) in both.items()}, {name: scale for name, (_, scale) in both.items()}
-
-
-def _result_of(out: Path) -> FisherResult:
-    """What a file holds, and tells of how it came to be."""
-    from mergekit3d.merging.partitions import layer_of
-
-    opened = open_checkpoint(out)
-    assert opened.metadata is not None
-    by_layer: dict[str, float] = {}
-    for name in opened.owners:
-        by_layer[layer_of(name)] = by_layer.get(layer_of(name), 0.0) + float(opened.read(name).sum(dtype="float64"))
-    told = opened.metadata.provenance
-    errors = {layer: error for layer, (_, error) in told["trace_by_layer"].items() if error is not None}
-    trace, error = math.fsum(by_layer.values()), told["trace"][1]
-    return FisherResult(out, told["subjects"], told["voxels"], trace, by_layer, told["zero"], error, errors)
+def _metadata(spec: NetworkSpec, task: TaskSpec, settings: FisherModel, found: Mapping[str, Any]) -> Metadata:
+    """What the file says of what it was made from."""
+    how = {
+        "draws": settings.draws if settings.estimator == "sampled" else None,
+        "patch_size": None if settings.patch_size is None else list(settings.patch_size),
+    }
+    method = f"fisher-{settings.estimator}"
+    return Metadata(kind=FISHER, architecture=spec.as_json(), task=task, method=method, provenance={**found, **how}, tool=tool())
 
 
 def _refuse(out: Path, options: Options) -> None:
@@ -348,39 +247,13 @@ def _is_done(snapshots: Snapshots, dtype: str, options: Options) -> bool:
     if not options.resume or snapshots.found() or not snapshots.out.exists():
         return False
     metadata = open_checkpoint(snapshots.out).metadata
-    if metadata is not None and metadata.provenance.get("identity") == snapshots.identity:
-        same_dtype = bool(metadata.root_scales) == (dtype == SQRT_FP16)
-        if same_dtype:
-            return True
+    same_run = metadata is not None and metadata.provenance.get("identity") == snapshots.identity
+    if metadata is not None and same_run and bool(metadata.root_scales) == (dtype == SQRT_FP16):
+        return True
     if options.force:
         return False
     found, todo = "a file of other settings, weights or subjects", "pass --force to replace it, or another --out"
     raise UsageError("nothing to resume", where=snapshots.out, found=found, todo=todo)
-
-
-def _traces(diagonal: Mapping[str, Any]) -> dict[str, float]:
-    """The trace of every layer."""
-    from mergekit3d.merging.partitions import layer_of
-
-    by_layer: dict[str, float] = {}
-    for name, values in diagonal.items():
-        by_layer[layer_of(name)] = by_layer.get(layer_of(name), 0.0) + float(values.double().sum())
-    return by_layer
-
-
-def _figures(sums: FisherSums, by_layer: Mapping[str, float]) -> dict[str, Any]:
-    """Traces and their standard errors, rounded, for people who have the file alone."""
-    from mergekit3d.fisher_estimation import WHOLE
-
-    errors = sums.standard_errors()
-
-    def rounded(layer: str, trace: float) -> list[float | None]:
-        return [float(f"{trace:.4g}"), float(f"{errors[layer]:.3g}") if layer in errors else None]
-
-    return {
-        "trace": rounded(WHOLE, math.fsum(by_layer.values())),
-        "trace_by_layer": {layer: rounded(layer, trace) for layer, trace in by_layer.items()},
-    }
 
 
 def _store(

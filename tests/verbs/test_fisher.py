@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergekit3d import fisher, fuse
+from mergekit3d import adapt, fisher, fuse
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.merging.partitions import layer_of
@@ -269,6 +270,26 @@ def test_square_roots_take_half_the_space_and_fuse_to_the_same_weights(m1, data,
         distance = np.abs(first.read(name) - second.read(name))
         # d theta / d log F is at most a quarter of the distance between the sources, for each of the two.
         assert np.all(np.abs(fused[0].read(name) - fused[1].read(name)) <= 2e-3 / 4 * 2 * distance + 1e-6), name
+
+
+def test_adapt_reads_square_roots_as_the_diagonal(m1, data, tmp_path):
+    """Ratios that start at the inverse of each layer's trace are the same from either file."""
+    save_source(tmp_path / "m2.safetensors", seed=2, task=task_of())
+    target = f"""
+    target: {{data: {data}, modalities: [t1, t2], regions: hcp-1-7, split: {{train: 2, validation: 0, test: 0}}}}
+    adapt: {{epochs: 1, ratio_learning_rate: 1e-9, normalise_fisher: true}}
+    """
+    recipe, learned = fusing(tmp_path, "{method: timm}", rest=target).path, []
+    for dtype in ("float32", "sqrt-fp16"):
+        for name in ("m1", "m2"):
+            run(tmp_path / f"{name}.safetensors", data, max_subjects=1, dtype=dtype, force=True)
+        out = adapt(recipe, options=Options(device="cpu", out=tmp_path / dtype)).ratios
+        learned.append(json.loads(out.read_text())["layers"])
+
+    assert learned[0].keys() == learned[1].keys()
+    assert max(abs(ratios[0] - 0.5) for ratios in learned[0].values()) > 0.05
+    for layer, ratios in learned[0].items():
+        assert ratios == pytest.approx(learned[1][layer], abs=1e-3), layer
 
 
 def test_another_dtype_is_another_file(m1, data):
