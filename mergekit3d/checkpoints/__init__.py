@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mergekit3d.checkpoints import pt, safetensors  # noqa: F401  importing registers
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
 from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES, Format, check_file
@@ -18,6 +16,7 @@ from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSp
 from mergekit3d.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 __all__ = [

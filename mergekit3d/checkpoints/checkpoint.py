@@ -1,19 +1,23 @@
-"""A set of named tensors in a file, whatever its format, read one tensor at a time."""
+"""A set of named tensors in a file, whatever its format, read one tensor at a time.
+
+numpy is imported where values are looked at: names, shapes and metadata are shown without it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from mergekit3d.checkpoints.metadata import Metadata
-from mergekit3d.checkpoints.roots import from_roots
 from mergekit3d.errors import InputError
 from mergekit3d.storage.seal import hash_in_parallel, tensor_digest, tensors_digest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NUMPY_DTYPES = {
     "F64": "<f8",
@@ -29,7 +33,7 @@ NUMPY_DTYPES = {
     "U8": "|u1",
     "BOOL": "|b1",
 }
-ITEM_SIZES = {**{name: np.dtype(code).itemsize for name, code in NUMPY_DTYPES.items()}, "BF16": 2}
+ITEM_SIZES = {**{name: int(code[2:]) for name, code in NUMPY_DTYPES.items()}, "BF16": 2}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
@@ -55,7 +59,7 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Size of the values in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_SIZES[self.dtype]
+        return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,11 @@ class Checkpoint:
         """An array from bytes of a tensor, or of a part of it, as `read` gives them."""
         values = decode(content, self.entries[name].dtype, shape)
         scale = None if self.metadata is None else self.metadata.root_scales.get(name)
-        return values if scale is None else from_roots(values, scale)
+        if scale is None:
+            return values
+        from mergekit3d.checkpoints.roots import from_roots
+
+        return from_roots(values, scale)
 
     def read_first(self, name: str, count: int) -> np.ndarray:
         """At most the first `count` entries of a tensor, flat; as `read` gives them."""
@@ -142,6 +150,8 @@ class Checkpoint:
 
     def non_finite(self) -> list[tuple[str, int]]:
         """Names of float tensors that hold NaN or Inf, with the number of such values."""
+        import numpy as np
+
         counts = [(name, int(np.count_nonzero(~np.isfinite(self.read(name))))) for name, entry in self.stored.items() if entry.is_float]
         return [(name, count) for name, count in counts if count]
 
@@ -169,6 +179,8 @@ class Checkpoint:
 
 def decode(content: Any, dtype: str, shape: Iterable[int]) -> np.ndarray:
     """An array from the bytes of a tensor; bfloat16 is widened to float32."""
+    import numpy as np
+
     if dtype == "BF16":
         return (np.frombuffer(content, "<u2").astype("<u4") << 16).view("<f4").reshape(tuple(shape))
     return np.frombuffer(content, NUMPY_DTYPES[dtype]).reshape(tuple(shape))
@@ -176,6 +188,8 @@ def decode(content: Any, dtype: str, shape: Iterable[int]) -> np.ndarray:
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
     """An array in the dtype named, ready to be written; bfloat16 comes as its bits in uint16, rounded to nearest even."""
+    import numpy as np
+
     if dtype != "BF16":
         return np.asarray(values, NUMPY_DTYPES[dtype], order="C")
     bits = np.asarray(values, "<f4", order="C").view("<u4")
@@ -185,7 +199,7 @@ def encode(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def buffer_of(array: np.ndarray) -> memoryview:
     """The bytes of a contiguous array, without a copy."""
-    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers
+    return memoryview(array.reshape(-1).view("u1"))  # type: ignore[arg-type]  # arrays are buffers
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:

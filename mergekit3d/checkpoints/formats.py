@@ -6,13 +6,15 @@ import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
 from mergekit3d.checkpoints.metadata import Metadata
 from mergekit3d.errors import InputError
 from mergekit3d.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HEAD_BYTES = 64
 

@@ -12,9 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, buffer_of, encode
 from mergekit3d.checkpoints.formats import Format, check_file, register
@@ -22,6 +20,9 @@ from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 STATE_DICT_KEYS = ("state_dict", "model", "network_weights", "backbone_state_dict")
 PREFIXES = ("module.", "_orig_mod.", "net.")
@@ -126,6 +127,8 @@ def _load(path: Path) -> Any:
 
 def _numpy_scalars() -> list[Any]:
     """What the learning curves in nnU-Net's checkpoints are made of: numpy's scalars, which hold a number and run no code."""
+    import numpy as np
+
     scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function has no public name
     # Files written with numpy before 2.0 name the module numpy.core.
     return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]

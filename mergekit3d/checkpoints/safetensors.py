@@ -14,9 +14,7 @@ import struct
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, Checkpoint, TensorEntry, buffer_of, encode
 from mergekit3d.checkpoints.formats import Format, check_file, register
@@ -24,6 +22,9 @@ from mergekit3d.checkpoints.metadata import KEY, Metadata, looks_like_metadata, 
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_HEADER_BYTES = 8 << 20
 MAX_AXES = 64
