@@ -1,0 +1,178 @@
+"""Per-sample gradients of convolutions, transposed or not, along any number of axes.
+
+The gradient of the weights of every sample of a batch is the gradient of a grouped convolution whose groups are the samples. That
+is the fast way for 16 channels and more, contiguous in memory. In the others, oneDNN's grouped kernels on the CPU are slower than one
+sample after another, each as two slabs along the depth, padded beforehand: see `mergekit3d.architectures.slabs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SMALL_VOLUME = 64
+"""Voxels of output up to which a matrix product over an unfolded copy, sample after sample, is the fastest."""
+BLOCK = 16
+"""Channels that oneDNN's fast kernels hold together."""
+LARGE_PLANES = 20480
+"""Channels x rows x columns above which torch calls oneDNN at batch 1."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a kernel moves; one number an axis.
+
+    Args:
+        stride: voxels from place to place.
+        padding: zeros at both ends.
+        dilation: voxels between the kernel's.
+        transposed: the transposed convolution.
+        output_padding: rows that a transposed convolution adds at the end.
+        groups: groups of channels.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    transposed: bool
+    output_padding: tuple[int, ...]
+    groups: int
+
+    def of_weight(self, x: Tensor, weight: Tensor, gradient: Tensor, *, groups: int | None = None) -> Tensor:
+        """The gradient of the weights, summed over the batch."""
+        how = (list(self.stride), list(self.padding), list(self.dilation), self.transposed, list(self.output_padding))
+        found: Any = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, *how, self.groups if groups is None else groups, [False, True, False]
+        )
+        result: Tensor = found[1]
+        return result
+
+
+def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) -> dict[str, Tensor]:
+    """Gradients of the weights and the bias of a convolution, sample by sample.
+
+    Args:
+        module: `torch.nn.Conv1d`, `Conv2d`, `Conv3d` or their transposed ones.
+        x: its input, (samples * rows, C_in, ...).
+        gradient: of its output, (samples * rows, C_out, ...).
+        samples: in the batch; the rows of one stand together.
+
+    Returns:
+        weight: (samples, *weight.shape); bias: (samples, C_out).
+    """
+    assert isinstance(module, nn.modules.conv._ConvNd)  # noqa: SLF001  the class that all share
+    axes = len(module.kernel_size)
+    if x.ndim == axes + 1:  # no batch: all of it is one sample's
+        x, gradient = x[None], gradient[None]
+    weight = module.weight.detach().to(gradient.dtype)
+    x, geometry = _padded(module, x.to(gradient.dtype), gradient)
+    found = {"weight": _of_weights(x, weight, gradient, geometry, samples)}
+    if module.bias is not None:
+        found["bias"] = gradient.flatten(2).sum(2).reshape(samples, -1, gradient.shape[1]).sum(1)
+    return found
+
+
+def _padded(module: nn.modules.conv._ConvNd, x: Tensor, gradient: Tensor) -> tuple[Tensor, Geometry]:
+    """The input with all padding that is not zeros at both ends, and the geometry of what remains."""
+    axes = len(module.kernel_size)
+    output_padding = (0,) * axes
+    stride, dilation = tuple(module.stride), tuple(module.dilation)
+    if module.transposed:
+        padding = tuple(int(length) for length in module.padding)
+        smallest = [
+            (x.shape[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + dilation[axis] * (module.kernel_size[axis] - 1) + 1
+            for axis in range(axes)
+        ]
+        output_padding = tuple(gradient.shape[2 + axis] - smallest[axis] for axis in range(axes))
+        return x, Geometry(stride, padding, dilation, True, output_padding, module.groups)
+    if module.padding == "valid":
+        before = after = (0,) * axes
+    elif module.padding == "same":
+        total = [dilation[axis] * (module.kernel_size[axis] - 1) for axis in range(axes)]
+        before = tuple(length // 2 for length in total)
+        after = tuple(length - length // 2 for length in total)
+    else:
+        before = after = tuple(int(length) for length in module.padding)
+    if module.padding_mode != "zeros" or before != after:
+        pads = [length for axis in reversed(range(axes)) for length in (before[axis], after[axis])]
+        x = functional.pad(x, pads, mode="constant" if module.padding_mode == "zeros" else module.padding_mode)
+        before = (0,) * axes
+    return x, Geometry(stride, before, dilation, False, output_padding, module.groups)
+
+
+def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry, samples: int) -> Tensor:
+    rows = x.shape[0] // samples
+    if _is_matrix_product(weight, geometry):
+        products = torch.bmm(gradient.flatten(2), x.flatten(2).transpose(1, 2))
+        return products.reshape(samples, rows, *products.shape[1:]).sum(1).reshape(samples, *weight.shape)
+    if samples == 1 and rows > 1:
+        return geometry.of_weight(x, weight, gradient)[None]
+    if rows > 1 or _one_by_one(x, weight, gradient):
+        pairs = zip(torch.split(x, rows), torch.split(gradient, rows), strict=True)
+        return torch.stack([_of_one(part, weight, of_part, geometry) for part, of_part in pairs])
+    grouped = geometry.of_weight(
+        x.reshape(1, -1, *x.shape[2:]),
+        weight.repeat(samples, *[1] * (weight.ndim - 1)),
+        gradient.reshape(1, -1, *gradient.shape[2:]),
+        groups=samples * geometry.groups,
+    )
+    return grouped.reshape(samples, *weight.shape)
+
+
+def _is_matrix_product(weight: Tensor, geometry: Geometry) -> bool:
+    plain = prod(weight.shape[2:]) == 1 and max(geometry.stride) == 1 and max(geometry.padding) == 0
+    return plain and geometry.groups == 1 and not geometry.transposed
+
+
+def _one_by_one(x: Tensor, weight: Tensor, gradient: Tensor) -> bool:
+    """Whether one sample after another is faster than a group a sample; see the module."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 5:
+        return False
+    volume = prod(gradient.shape[2:])
+    return volume <= SMALL_VOLUME or min(weight.shape[:2]) < BLOCK or not (x.is_contiguous() and gradient.is_contiguous())
+
+
+def _of_one(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of the weights of one sample of shape (rows, C, ...)."""
+    rows = gradient.shape[2]
+    slow = x.shape[1] * prod(x.shape[2:4]) <= LARGE_PLANES or x.is_contiguous() if x.ndim == 5 else False
+    if (
+        not slow
+        or x.shape[0] > 1
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or geometry.transposed
+        or geometry.groups > 1
+        or rows < 4
+        or prod(gradient.shape[2:]) <= SMALL_VOLUME
+    ):
+        return geometry.of_weight(x, weight, gradient)
+    return _in_slabs(x, weight, gradient, geometry)
+
+
+def _in_slabs(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
+    stride, dilation, padding = geometry.stride[0], geometry.dilation[0], geometry.padding[0]
+    rows = gradient.shape[2]
+    height = -(-rows // 2)
+    starts = (0, rows - height)
+    gradients = torch.cat([gradient[:, :, start : start + height] for start in starts])
+    if 2 * height > rows:  # the row that both hold counts once
+        gradients[1, :, 0] = 0
+    padded = functional.pad(x, (0, 0, 0, 0, padding, padding))
+    span = (height - 1) * stride + (weight.shape[2] - 1) * dilation + 1
+    slabs = torch.cat([padded[:, :, start * stride : start * stride + span] for start in starts])
+    unpadded = Geometry(geometry.stride, (0, *geometry.padding[1:]), geometry.dilation, False, geometry.output_padding, 1)
+    return unpadded.of_weight(slabs, weight, gradients)
+
+
+def convolution_types() -> Sequence[type[nn.Module]]:
+    """The types that the rule is for."""
+    from mergekit3d.architectures.slabs import SlabConv3d
+
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, SlabConv3d)
