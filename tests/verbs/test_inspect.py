@@ -97,6 +97,14 @@ def test_bare_checkpoint_of_an_unknown_network(tmp_path):
     assert ["n", "other", "scalar", "I64", "shared"] == row_of(result, "n")
 
 
+def test_checkpoint_without_tensors(tmp_path):
+    """Alone and beside another."""
+    save(tmp_path / "m1.safetensors", {})
+
+    assert "  tensors     none in 0 layers" == inspect([tmp_path / "m1.safetensors"], values=True).lines()[2]
+    assert "0 tensors: nothing to fuse" == inspect([tmp_path / "m1.safetensors"] * 2, values=True).lines()[-1]
+
+
 def test_network_told_from_its_tensors(tmp_path):
     """Is marked as such."""
     torch.save({name: torch.from_numpy(values) for name, values in random_state(spec_of()).items()}, tmp_path / "m1.pt")
