@@ -1,11 +1,10 @@
-"""Seconds of a whole process of the command line: `--help`, and `inspect` of a checkpoint of 125 MB; beside `python -c pass`.
+"""`mergekit3d --help` and `mergekit3d inspect` of a file of 125 MB, beside `python -c pass`.
 
-    python benchmarks/startup.py [--runs 15] [--megabytes 125] [--folder DIR]
+    python benchmarks/startup.py [--repeats 15] [--file CHECKPOINT] [--folder DIR]
 
-Prints a table in Markdown: medians of the wall time, with the fastest and the slowest run, and of the processor time, which other work
-on the machine disturbs less. The commands take turns, after a round for warming up, so
-that a machine that slows down slows all of them. Exits with 1 when it cannot measure: a command fails, or says something else than it
-should.
+Times whole processes and prints a table in Markdown: the median of the repeats in seconds, after one round to warm up. The variants
+take turns, so that a machine that slows down slows all of them. Exits with 1 when it cannot measure: a variant fails, or prints
+nothing. The file is written into a temporary folder: 31 million parameters of nnU-Net's network, with metadata and a seal.
 """
 
 from __future__ import annotations
@@ -13,128 +12,108 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
-import numpy as np
+from fusion.inputs import shapes_of
+from fusion.processes import CannotMeasureError
 
-from mergekit3d.architectures import NetworkSpec, network_shapes
-from mergekit3d.checkpoints import CHECKPOINT, Metadata, TaskSpec, TensorEntry, open_checkpoint
-from mergekit3d.checkpoints.metadata import tool
-from mergekit3d.checkpoints.safetensors import write_stream
-
-MODALITIES = ("t1", "t1ce", "t2", "flair")
-
-
-class CannotMeasureError(Exception):
-    """A command failed, or the machine lacks what is measured."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """What is timed.
-
-    Args:
-        name: of its row.
-        arguments: of the process.
-        says: what its output must hold.
-    """
-
-    name: str
-    arguments: tuple[str, ...]
-    says: str
+MILLIONS = 31
+GOAL_S = 0.3
+INTERPRETER = "python -c pass"
+LIMIT_S = 60
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=15)
-    parser.add_argument("--megabytes", type=float, default=125)
-    parser.add_argument("--folder", type=Path, help="where the checkpoint goes; left out: a temporary folder")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--file", type=Path, help="a checkpoint to inspect; left out: one of 125 MB is written")
+    parser.add_argument("--folder", type=Path, help="where the temporary folder goes; left out: where the system has it")
     chosen = parser.parse_args()
-    if chosen.runs < 1:
-        parser.error("--runs must be 1 or more")
     try:
         with tempfile.TemporaryDirectory(prefix="mergekit3d-startup-", dir=chosen.folder) as folder:
-            checkpoint = Path(folder) / "m1.safetensors"
-            write_checkpoint(checkpoint, chosen.megabytes)
-            print_table(commands(checkpoint), chosen.runs)
+            file = write_checkpoint_of(Path(folder) / "m1.safetensors") if chosen.file is None else chosen.file.resolve()
+            print(table(take_turns(commands(file), max(1, chosen.repeats)), file.stat().st_size))
     except (CannotMeasureError, OSError) as error:
         sys.exit(f"cannot measure: {error}")
 
 
-def write_checkpoint(path: Path, megabytes: float) -> None:
-    """A checkpoint of Isensee 2017 with metadata, of the number of base filters that comes closest to the size, then read once."""
+def write_checkpoint_of(path: Path) -> Path:
+    """Write a checkpoint as `train` does; of zeros, since no value is read."""
+    import numpy as np
 
-    def shapes(filters: int) -> dict[str, tuple[int, ...]]:
-        return network_shapes(spec(filters))
+    from mergekit3d.checkpoints import CHECKPOINT, Metadata, TaskSpec, TensorEntry, write_checkpoint
+    from mergekit3d.checkpoints.metadata import tool
 
-    def size(filters: int) -> int:
-        return 4 * sum(int(np.prod(shape)) for shape in shapes(filters).values())
-
-    filters = min(range(4, 65), key=lambda count: abs(size(count) - megabytes * 1e6))
-    entries = [TensorEntry(name, "F32", shape) for name, shape in shapes(filters).items()]
-    task = TaskSpec(MODALITIES, {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)})
-    provenance = {"sources": [{"name": name, "checkpoint": "0" * 64, "fisher": "1" * 64} for name in ("m1", "m2")], "seed": 0}
-    metadata = Metadata(CHECKPOINT, spec(filters).as_json(), task, "timm", provenance, tool())
-    generator = np.random.default_rng(0)
-    write_stream(path, entries, lambda entry: generator.standard_normal(entry.shape, np.float32), metadata)
-    open_checkpoint(path)
+    task = TaskSpec(("t1", "t1ce", "t2", "flair"), {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)})
+    metadata = Metadata(CHECKPOINT, task=task, method="train", provenance={"recipe": "0" * 64, "seed": 0}, tool=tool())
+    shapes = shapes_of(MILLIONS)
+    write_checkpoint(path, ((TensorEntry(name, "F32", shape), np.zeros(shape, "<f4")) for name, shape in shapes.items()), metadata)
+    return path
 
 
-def spec(filters: int) -> NetworkSpec:
-    return NetworkSpec("isensee2017", len(MODALITIES), 3, {"base_filters": filters})
+def commands(file: Path) -> dict[str, list[str]]:
+    """What is measured, by name."""
+    ours = [sys.executable, "-m", "mergekit3d_cli"]
+    return {
+        INTERPRETER: [sys.executable, "-c", "pass"],
+        "python -c 'import numpy'": [sys.executable, "-c", "import numpy"],
+        "mergekit3d --help": [*ours, "--help"],
+        "mergekit3d inspect": [*ours, "inspect", str(file)],
+    }
 
 
-def commands(checkpoint: Path) -> list[Command]:
-    """What is timed, in the order of the rows."""
-    program = str(Path(sys.executable).with_name("mergekit3d"))
-    if not Path(program).exists():
-        raise CannotMeasureError(f"no {program}: install mergekit3d into this environment")
-    size = checkpoint.stat().st_size / 1e6
-    return [
-        Command("`python -c pass`", (sys.executable, "-c", "pass"), ""),
-        Command("`mergekit3d --help`", (program, "--help"), "inspect"),
-        Command(f"`mergekit3d inspect`, {size:.0f} MB", (program, "inspect", str(checkpoint)), "encoder.0.input.conv"),
-        Command(f"`mergekit3d inspect --json`, {size:.0f} MB", (program, "inspect", str(checkpoint), "--json"), '"encoder.0.input.conv"'),
+def take_turns(variants: Mapping[str, Sequence[str]], repeats: int) -> dict[str, list[float]]:
+    """Wall seconds of each variant, a round to warm up left out.
+
+    Raises:
+        CannotMeasureError: a variant failed, or said nothing.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, command in variants.items():
+            took = run_once(command, says_something=name.startswith("mergekit3d"))
+            if turn > 0:
+                seconds[name].append(took)
+    return seconds
+
+
+def run_once(command: Sequence[str], *, says_something: bool) -> float:
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=LIMIT_S)  # noqa: S603  ours
+    except subprocess.TimeoutExpired as error:
+        raise CannotMeasureError(f"{' '.join(command)} takes more than {LIMIT_S} s") from error
+    took = time.perf_counter() - began
+    if done.returncode != 0 or (says_something and not done.stdout.strip()):
+        raise CannotMeasureError(f"exit code {done.returncode} of {' '.join(command)}\n{done.stderr[-2000:]}")
+    return took
+
+
+def table(seconds: Mapping[str, Sequence[float]], size: int) -> str:
+    """A heading and one row a variant."""
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "typer"))
+    machine = f"{datetime.now(UTC).date().isoformat()}, {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}"
+    lines = [
+        f"{machine}, Python {platform.python_version()}, {versions}; the file has {size / 1e6:.0f} MB.",
+        "",
+        "| whole process | median, s | fastest to slowest, s | more than the interpreter, s | goal |",
+        "|---|---|---|---|---|",
     ]
-
-
-def print_table(timed: list[Command], runs: int) -> None:
-    seconds: dict[str, list[tuple[float, float]]] = {command.name: [] for command in timed}
-    for number in range(runs + 1):
-        for command in timed:
-            took = seconds_of(command)
-            if number:  # the first round fills the caches
-                seconds[command.name].append(took)
-    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, median of {runs} runs in turns (fastest to slowest)\n")
-    print("| whole process | seconds | processor seconds |\n|---|---|---|")
-    for command in timed:
-        wall, processor = zip(*seconds[command.name], strict=True)
-        figures = f"{statistics.median(wall):.3f} ({min(wall):.3f} to {max(wall):.3f}) | {statistics.median(processor):.3f}"
-        print(f"| {command.name} | {figures} |", flush=True)
-
-
-def seconds_of(command: Command) -> tuple[float, float]:
-    """Wall time and processor time of one run, which must succeed and say what it should."""
-    used = processor_seconds()
-    start = time.perf_counter()
-    outcome = subprocess.run(command.arguments, capture_output=True, text=True, check=False)  # noqa: S603
-    wall = time.perf_counter() - start
-    if outcome.returncode != 0 or command.says not in outcome.stdout:
-        said = (outcome.stderr.splitlines() or ["nothing on stderr"])[-1]
-        raise CannotMeasureError(f"{' '.join(command.arguments)}: exit code {outcome.returncode}, {said}")
-    return wall, processor_seconds() - used
-
-
-def processor_seconds() -> float:
-    """Of all processes that have ended so far."""
-    times = os.times()
-    return times.children_user + times.children_system
+    interpreter = median(seconds[INTERPRETER])
+    for name, taken in seconds.items():
+        found = median(taken)
+        verdict = f"at most {GOAL_S} s: {'met' if found <= GOAL_S else '**missed**'}" if name.startswith("mergekit3d") else ""
+        more = "" if name == INTERPRETER else f"{found - interpreter:.3f}"
+        lines.append(f"| `{name}` | {found:.3f} | {min(taken):.3f} to {max(taken):.3f} | {more} | {verdict} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

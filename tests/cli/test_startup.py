@@ -52,27 +52,6 @@ def test_inspect_of_safetensors_imports_numpy_alone(tmp_path, number, flags):
     assert set() == loaded & (HEAVY - {"numpy"} | {"rich"})
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Two sources of one network, and a checkpoint that names one of MONAI's."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    for seed, name in enumerate(("m1", "m2")):
-        save_source(folder / f"{name}.safetensors", seed=seed)
-    save_source(folder / "monai.safetensors", spec=NetworkSpec("monai.UNet", 2, 3), state={"a.weight": np.ones((1, 1, 1, 1, 1))})
-    return folder
-
-
-@pytest.mark.parametrize("arguments", [["m1"], ["m1", "--values"], ["m1", "m2", "--values", "--json"], ["monai", "m1"]], ids=" ".join)
-def test_inspect_of_safetensors_imports_no_heavy_library(checkpoints, arguments):
-    """numpy alone: names, shapes and metadata are read without torch, whatever network the file names."""
-    words = [word if word.startswith("-") else str(checkpoints / f"{word}.safetensors") for word in arguments]
-    outcome = subprocess.run([sys.executable, "-c", RUN, "inspect", *words], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(outcome.stderr.splitlines()[-1]))
-
-    assert "a.weight" in outcome.stdout or "encoder.0.input.conv" in outcome.stdout or "can be fused" in outcome.stdout
-    assert set() == loaded & ((HEAVY | {"rich"}) - {"numpy"})
-
-
 def test_import_of_the_package_loads_nothing_heavy():
     """`import mergekit3d` costs milliseconds."""
     code = "import sys, mergekit3d; print(*{name.partition('.')[0] for name in sys.modules})"
