@@ -10,8 +10,11 @@ import torch
 
 from mergekit3d import inspect
 from mergekit3d.architectures import network_shapes
+from mergekit3d.engine import correspondence
+from mergekit3d.engine.correspondence import warnings_on
 from mergekit3d.errors import InputError, Problems, UsageError
-from tests.builders import metadata_of, random_state, save, save_fisher, save_source, spec_of, task_of, two_sources, write_recipe
+from mergekit3d.verbs import inspect_several
+from tests.builders import fusing, metadata_of, random_state, save, save_fisher, save_source, spec_of, task_of, two_sources, write_recipe
 
 HOSTILE = ["a\x1b[31mred\nline.weight", "[bold]b[/bold].weight", "\u202ec\u2066.weight", "d" * 10_000 + ".weight", "脳" * 300 + ".weight"]
 
@@ -26,6 +29,10 @@ def checkpoint(tmp_path):
 def row_of(result, name):
     """The line that begins with a name, as its words."""
     return next(line for line in result.lines() if line.startswith(f"{name} ")).split()
+
+
+def fusing_recipe(folder, merge):
+    return fusing(folder, merge).path
 
 
 def test_one_checkpoint(checkpoint):
@@ -209,7 +216,7 @@ def test_several_checkpoints_are_compared(tmp_path):
         "cannot be fused:",
         "tensors  the first                    why",
         f"      1  encoder.0.input.conv.weight  shapes differ: 2×2×3×3×3 / 2×4×3×3×3; {remark}",
-    ] == result.lines()[2:]
+    ] == [line for line in result.lines()[2:] if "cosine" not in line]
 
 
 def test_heads_that_differ_are_no_obstacle(tmp_path):
@@ -286,21 +293,46 @@ def test_cosine_tells_networks_that_were_trained_apart(tmp_path):
     save_source(tmp_path / "m3.safetensors", seed=9)
     result = inspect([tmp_path / f"m{number}.safetensors" for number in (1, 2, 3)], values=True)
     told = result.as_json()["cosines"]
+    warning = warnings_on({"m3.safetensors": told[1]["cosine"]}, "m1.safetensors")
 
     np.testing.assert_allclose(1, told[0]["cosine"])
     assert abs(told[1]["cosine"]) < 0.1
+    assert [False, False] == [row["sampled"] for row in told]
     assert "cosine of the weights of m2.safetensors to those of m1.safetensors: 1.000" in result.lines()
-    assert 1 == sum(line.endswith("; not trained from one another: fusing them breaks them") for line in result.lines())
-    assert "cosines" not in inspect([tmp_path / "m1.safetensors", tmp_path / "m2.safetensors"]).as_json()
+    assert warning == result.as_json()["warnings"]
+    assert [f"warning: {line}" for line in warning] == [line for line in result.lines() if line.startswith("warning: ")]
+
+
+def test_cosine_is_of_samples_unless_values_are_asked_for(tmp_path):
+    """The first entries of every weight tell enough, as they do for `fuse`; in small files they are all."""
+    assert (correspondence.SAMPLE_ENTRIES, correspondence.LOWEST_COSINE) == (inspect_several.SAMPLE_ENTRIES, inspect_several.LOWEST_COSINE)
+    weights = np.ones((3, 4096), np.float32)
+    save(tmp_path / "m1.safetensors", {"a.weight": weights, "b.weight": np.ones((2, 2), np.float32)})
+    weights[1:] = -1
+    save(tmp_path / "m2.safetensors", {"a.weight": weights, "b.weight": np.ones((2, 2), np.float16)})
+    paths = [tmp_path / f"m{number}.safetensors" for number in (1, 2)]
+    sampled, exact = (inspect(paths, values=values).as_json()["cosines"][0] for values in (False, True))
+
+    assert (1.0, True) == (sampled["cosine"], sampled["sampled"])
+    np.testing.assert_allclose((4 - 4096) / (4 + 3 * 4096), exact["cosine"])
+    assert any(line.endswith(": 1.000 (sampled; --values takes all entries)") for line in inspect(paths).lines())
+
+
+def test_fisher_diagonal_among_checkpoints(checkpoint):
+    """Has the same names and shapes; it is warned about."""
+    save_fisher(checkpoint)
+    result = inspect([checkpoint, checkpoint.with_name("m1.fisher.safetensors")])
+
+    assert "m1.fisher.safetensors is a Fisher diagonal, no weights" in result.as_json()["warnings"]
 
 
 def test_cosine_of_weights_without_one(tmp_path):
     """All zero, or not finite: none is told."""
     for name, values in (("a", np.ones((2, 2))), ("b", np.zeros((2, 2))), ("c", np.full((2, 2), np.nan))):
         save(tmp_path / f"{name}.safetensors", {"x.weight": values})
-    result = inspect([tmp_path / f"{name}.safetensors" for name in "abc"], values=True)
-
-    assert [None, None] == [row["cosine"] for row in result.as_json()["cosines"]]
+    for values in (False, True):
+        result = inspect([tmp_path / f"{name}.safetensors" for name in "abc"], values=values)
+        assert [None, None] == [row["cosine"] for row in result.as_json()["cosines"]]
 
 
 @pytest.mark.parametrize("width", [None, 200, 80, 40])
@@ -340,22 +372,84 @@ def test_plan_of_a_recipe(tmp_path):
     assert {"fused", "expanded", "random"} == set(content["outcomes"])
     assert [0.5, 0.5] == content["tensors"][0]["ratios"]
     assert ["imm of m1, m2: 64 tensors", f"  reads {to_read:,} bytes, writes {to_write:,}"] == result.lines()[:2]
+    assert result.lines()[2].startswith("  expanded: encoder.0.input.conv.weight: [2, 2, 3, 3, 3] / [2, 2, 3, 3, 3] in the sources, ")
     assert ["expanded", "shared", "1", "54"] == row_of(result, "expanded")
-    assert ["encoder.0.input.conv.weight", "expanded"] == row_of(result, "encoder.0.input.conv.weight")[:2]
-    assert "ratios of all 15 groups: m1 0.500, m2 0.500" == result.lines()[-1]
+    assert ["encoder.0.input.conv.weight", "expanded", "2×1×3×3×3", "0.500", "0.500"] == row_of(result, "encoder.0.input.conv.weight")
+    assert ["encoder.0.input.norm", "random", "2,", "2"] == row_of(result, "encoder.0.input.norm")
+    assert ["encoder.1.input.conv", "fused", "4×2×3×3×3,", "4", "0.500", "0.500"] == row_of(result, "encoder.1.input.conv")
     assert not (tmp_path / "recipe").exists()
 
 
-def test_ratios_of_a_plan_layer_by_layer(tmp_path):
-    """Where they are not the same in all."""
+def test_plan_warns_of_sources_that_were_trained_apart(tmp_path):
+    """As `fuse` would, before anything is computed."""
     two_sources(tmp_path)
-    sources = "[{name: m1, checkpoint: m1.safetensors}, {name: m2, checkpoint: m2.safetensors}]"
-    ratios = "{'encoder.*': {m1: 0.3, m2: 0.7}, '*': {m1: 1, m2: 2}}"
-    path = write_recipe(tmp_path, f"version: 1\nsources: {sources}\nmerge: {{method: imm, ratios: {ratios}}}\n")
-    result = inspect([], recipe=path)
+    path = fusing_recipe(tmp_path, "{method: imm}")
+    warnings = inspect([], recipe=path).as_json()["warnings"]
 
-    assert ["encoder.0.input.conv", "0.300", "0.700"] == row_of(result, "encoder.0.input.conv")
-    assert ["decoder.0.upsample.conv", "0.333", "0.667"] == row_of(result, "decoder.0.upsample.conv")
+    assert 1 == len(warnings)
+    assert warnings[0].startswith("m2 was not trained from m1, nor m1 from it: the cosine of their weights is ")
+    assert f"  warning: {warnings[0]}" in inspect([], recipe=path).lines()
+
+
+def test_plan_tells_parameters_and_base(tmp_path):
+    """And where copied tensors come from; the base is read too, once."""
+    two_sources(tmp_path)
+    path = fusing_recipe(tmp_path, "{method: ties, base: m1, parameters: {density: 0.25}, private: m2}")
+    result = inspect([], recipe=path)
+    content = result.as_json()
+
+    assert (0.25, "m1") == (content["parameters"]["density"], content["base"])
+    assert sum((tmp_path / f"{name}.safetensors").stat().st_size for name in ("m1", "m2")) == content["bytes_to_read"]
+    assert ["  parameters: density 0.25, scale 1", "  differences are taken from m1"] == result.lines()[1:3]
+    assert ["encoder.0.input.norm", "copied", "m2"] == row_of(result, "encoder.0.input.norm")[:3]
+
+
+def test_ratios_of_a_plan_layer_by_layer(tmp_path):
+    """A column a source; one for all where there are many sources; the range of a layer's kernels."""
+    two_sources(tmp_path)
+    path = fusing_recipe(tmp_path, "{method: imm, ratios: {'encoder.*': {m1: 0.3, m2: 0.7}, '*': {m1: 1, m2: 2}}}")
+    result = inspect([], recipe=path)
+    names = [f"s{number}" for number in range(5)]
+    sources = ", ".join(f"{{name: {name}, checkpoint: m{1 + number % 2}.safetensors}}" for number, name in enumerate(names))
+    many = inspect([], recipe=write_recipe(tmp_path, f"version: 1\nsources: [{sources}]\nmerge: {{method: linear}}\n"))
+    kernels = {"encoder.0.input.conv": [[0.25, 0.5], [0.75, 0.5]]}
+    (tmp_path / "r.json").write_text(json.dumps({"sources": ["m1", "m2"], "granularity": "kernel", "layers": kernels}))
+    path = fusing_recipe(tmp_path, f"{{method: imm, granularity: kernel, ratios: {tmp_path}/r.json}}")
+    by_kernel = inspect([], recipe=path, overrides=['partitions.private=["[!e]*", "encoder.[!0]*", "*norm*", "*context*"]'])
+
+    assert ["0.300", "0.700"] == row_of(result, "encoder.0.input.conv")[-2:]
+    assert ["0.333", "0.667"] == row_of(result, "decoder.0.upsample.conv")[-2:]
+    assert ["0.200"] * 5 == row_of(many, "encoder.0.input.conv")[-5:]
+    assert "0.250 to 0.500  0.500 to 0.750" in next(line for line in by_kernel.lines() if line.startswith("encoder.0.input.conv"))
+
+
+def test_plan_of_aliases(tmp_path):
+    """A tensor with several names has one row; a .pt file holds it once."""
+    for name in ("m1", "m2"):
+        weight = torch.ones(2, 2, 3, 3, 3)
+        torch.save({"a.weight": weight, "b.weight": weight, "c.weight": torch.ones(2, 2, 1, 1, 1)}, tmp_path / f"{name}.pt")
+    sizes = []
+    for out in ("fused.safetensors", "fused.pt"):
+        loaded = fusing(tmp_path, f"{{method: linear, out: {out}}}", suffix=".pt")
+        result = inspect([], recipe=loaded.path)
+        sizes.append(result.as_json()["bytes_to_write"])
+
+    assert [4 * (108 + 108 + 4), 4 * (108 + 4)] == sizes
+    assert "  1 of 3 names are further names of other tensors: merged once, written each" in result.lines()
+    assert not any(line.startswith("b") for line in result.lines())
+
+
+def test_plan_without_ratios(tmp_path):
+    """Says what makes them."""
+    two_sources(tmp_path)
+    with pytest.raises(InputError, match="no mixing ratios: .*ratios.json; run adapt first, or set merge.ratios: uniform"):
+        inspect([], recipe=fusing_recipe(tmp_path, "{method: timm}"))
+
+
+def test_checkpoints_and_a_recipe(tmp_path):
+    """Are two questions."""
+    with pytest.raises(UsageError, match="inspect takes checkpoints or a recipe, not both"):
+        inspect([tmp_path / "m1.pt"], recipe=tmp_path / "r.yaml")
 
 
 def test_all_unreadable_files_at_once(tmp_path):
