@@ -244,7 +244,7 @@ def test_verify(mergekit, fake):
 
 
 def test_inspect(mergekit, fake):
-    """Checkpoints, a recipe, or both."""
+    """Checkpoints, or a recipe with its overrides."""
     seen = fake("inspect")
 
     assert 0 == mergekit("inspect", "a.pt", "b.pt", "--values").exit_code

@@ -36,7 +36,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--values"]], ids=["lines", "json", "values"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_inspect_of_safetensors_imports_numpy_alone(tmp_path, number, flags):
+def test_inspect_of_safetensors_imports_numpy_at_most(tmp_path, number, flags):
     """Ours, with metadata, and others' of networks that are known by an import path: nothing heavy is loaded to show or compare them."""
     paths = [tmp_path / f"m{index}.safetensors" for index in range(number)]
     state = {"conv.weight": np.ones((2, 1, 3, 3, 3), np.float32), "norm.weight": np.ones(2, np.float32), "n": np.array(1)}
@@ -48,7 +48,6 @@ def test_inspect_of_safetensors_imports_numpy_alone(tmp_path, number, flags):
 
     assert [] == said
     assert outcome.stdout
-    assert "numpy" in loaded
     assert set() == loaded & (HEAVY - {"numpy"} | {"rich"})
 
 
