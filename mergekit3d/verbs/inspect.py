@@ -19,7 +19,7 @@ MOST_ROWS = 40
 MOST_ITEMS = 6
 WIDEST_TEXT = 300
 LABEL_WIDTH, WIDEST_LABEL = 11, 40
-OPTIONAL = ("others", "bias", "dtype", "kind")
+OPTIONAL = ("others", "bias", "dtype", "kind", "partition")
 
 
 @dataclass(frozen=True)

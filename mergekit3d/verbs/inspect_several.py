@@ -31,7 +31,7 @@ def inspect_several(opened: Sequence[Checkpoint], found: Sequence[Mapping[str, A
     """
     labels = _labels([checkpoint.path for checkpoint in opened])
     rows = compare(opened, labels)
-    told = dict(zip(labels[1:], cosines(opened, rows) if values else sampled_cosines(opened, rows), strict=True))
+    told = {label: _cosine_to(opened[0], other, values=values) for label, other in zip(labels[1:], opened[1:], strict=True)}
     warnings = [
         *(f"{label} is a Fisher diagonal, no weights" for label, content in zip(labels, found, strict=True) if content["kind"] == FISHER),
         *_warnings(labels[0], told),
@@ -52,19 +52,22 @@ def inspect_several(opened: Sequence[Checkpoint], found: Sequence[Mapping[str, A
     return InspectResult(content, [*map(printable, blocks), *_comparison_blocks(rows)])
 
 
-def sampled_cosines(opened: Sequence[Checkpoint], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+def _cosine_to(first: Checkpoint, other: Checkpoint, *, values: bool) -> float | None:
+    """Of two alone: what a third one lacks is no reason to tell nothing of them."""
+    pair = (first, other)
+    rows = compare(pair, ("", ""))
+    return cosines(pair, rows)[0] if values else sampled_cosine(pair, rows)
+
+
+def sampled_cosine(pair: tuple[Checkpoint, Checkpoint], rows: Sequence[Mapping[str, Any]]) -> float | None:
     """What `cosines` computes, over the first entries of every weight alone: cheap, whatever the size of the files."""
-    shapes = opened[0].shapes
+    shapes = pair[0].shapes
     kind_of = kinds(shapes)
     fusible = [row["name"] for row in rows if row["fusible"] and row["alias_of"] is None]
     names = [name for name in fusible if kind_of[name] in ("conv", "linear") and len(shapes[name]) > 1]
     if not names:
-        return [None] * (len(opened) - 1)
-    first, *others = (np.concatenate([checkpoint.read_first(name, SAMPLE_ENTRIES).astype("f8") for name in names]) for checkpoint in opened)
-    return [_cosine(first, other) for other in others]
-
-
-def _cosine(left: np.ndarray, right: np.ndarray) -> float | None:
+        return None
+    left, right = (np.concatenate([checkpoint.read_first(name, SAMPLE_ENTRIES).astype("f8") for name in names]) for checkpoint in pair)
     with np.errstate(all="ignore"):  # what is not finite has no cosine
         scale = float(np.linalg.norm(left) * np.linalg.norm(right))
         cosine = float(left @ right) / scale if scale > 0 else np.nan

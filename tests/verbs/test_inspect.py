@@ -318,6 +318,29 @@ def test_cosine_is_of_samples_unless_values_are_asked_for(tmp_path):
     assert any(line.endswith(": 1.000 (sampled; --values takes all entries)") for line in inspect(paths).lines())
 
 
+@pytest.mark.parametrize("values", [False, True])
+def test_cosine_beside_another_network(tmp_path, values):
+    """Is of the weights that two files share, whatever a third one lacks."""
+    save_source(tmp_path / "m1.safetensors")
+    save_source(tmp_path / "m2.safetensors")
+    save(tmp_path / "m3.safetensors", {"x.weight": np.ones((2, 2))})
+    result = inspect([tmp_path / f"m{number}.safetensors" for number in (1, 2, 3)], values=values)
+    told = [row["cosine"] for row in result.as_json()["cosines"]]
+
+    np.testing.assert_allclose(1, told[0])
+    assert told[1] is None
+
+
+def test_table_with_values_keeps_names_on_a_narrow_terminal(checkpoint):
+    """What is told elsewhere gives way first: bias, dtype, kind and partition."""
+    lines = inspect([checkpoint], values=True).fitted(80)
+    heading = next(line for line in lines if line.startswith("layer"))
+
+    assert ["layer", "weight", "parameters", "min", "max", "rms"] == heading.split()
+    assert all(len(line) <= 80 for line in lines[lines.index(heading) :])
+    assert any(line.startswith("encoder.0.input.conv ") for line in lines)
+
+
 def test_fisher_diagonal_among_checkpoints(checkpoint):
     """Has the same names and shapes; it is warned about."""
     save_fisher(checkpoint)
