@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from mergekit3d.errors import InputError
 from mergekit3d.merging.partitions import layer_of
+from mergekit3d.per_sample import NotFiniteError, PerSampleGradients, per_sample_gradients
 
 PROBE_TOLERANCE = 1e-18
 """A bias whose squared gradient in float64 is this small beside its layer's weight has no information (a norm follows it)."""
@@ -121,29 +122,80 @@ def add_subject(
     Raises:
         InputError: a gradient that is not finite.
     """
-    names, parameters = zip(*network.named_parameters(), strict=True)
-    with autocast():
-        logits = network(example.image)
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    scores = score_functions(logits.detach(), example, exclusive=exclusive, draws=draws, generator=generator)
-    total = 1 if example.labels is not None else draws
-    traces: dict[str, float] = {}
-    for index, score in enumerate(scores):
-        gradients = torch.autograd.grad(logits, parameters, grad_outputs=score, retain_graph=index < total - 1, allow_unused=True)
-        for name, gradient in zip(names, gradients, strict=True):
-            if gradient is None:
-                continue
-            squared = gradient.double().square_()
-            trace = float(squared.sum())
-            if not math.isfinite(trace):
-                raise InputError(
-                    "the Fisher diagonal is not finite", where=f"subject {example.number}: {name}", todo="look at this subject's images"
-                )
-            sums.squares[name] += squared / total
-            traces[name] = traces.get(name, 0.0) + trace / total
-    sums.add_traces(traces)
-    sums.subjects += 1
-    sums.voxels += example.size[0] * example.size[1] * example.size[2]
+    add_subjects(sums, network, [example], exclusive=exclusive, draws=draws, generators=[generator], autocast=autocast)
+
+
+def add_subjects(
+    sums: FisherSums,
+    network: nn.Module,
+    examples: Sequence[Example],
+    *,
+    exclusive: bool,
+    draws: int,
+    generators: Sequence[torch.Generator],
+    autocast: Callable[[], AbstractContextManager[object]],
+    recorder: PerSampleGradients | None = None,
+) -> None:
+    """Add the squared gradients of each of several subjects to the sums, by one forward pass of all of them.
+
+    What is added does not depend on which subjects come together, up to rounding.
+
+    Args:
+        sums: changed in place.
+        network: in evaluation mode, on the device of the examples.
+        examples: subjects of one padded size.
+        exclusive: softmax in place of sigmoids.
+        draws: draws of the labels; not used with true labels.
+        generators: of the draws, one a subject, on the CPU, so that every device draws the same.
+        autocast: precision of the forward pass.
+        recorder: of `per_sample_gradients`, attached to the network with the same autocast; left out: one for this call alone.
+
+    Raises:
+        InputError: a gradient that is not finite.
+        UsageError: the network is in training mode, or lets the subjects affect one another.
+    """
+    if recorder is None:
+        with per_sample_gradients(network, autocast=autocast) as own:
+            add_subjects(sums, network, examples, exclusive=exclusive, draws=draws, generators=generators, autocast=autocast, recorder=own)
+        return
+    logits = recorder.forward(torch.cat([example.image for example in examples]))
+    alone = zip(torch.split(logits.detach(), 1), examples, generators, strict=True)
+    scores = [score_functions(part, example, exclusive=exclusive, draws=draws, generator=generator) for part, example, generator in alone]
+    total = 1 if examples[0].labels is not None else draws
+    traces: list[dict[str, float]] = [{} for _ in examples]
+    for index, score in enumerate(zip(*scores, strict=True), 1):
+        try:
+            added = recorder.add_squares(torch.cat(score), sums.squares, scale=1 / total, last=index == total)
+        except NotFiniteError as error:
+            where = f"subject {examples[error.sample].number}: {error.name}"
+            raise InputError("the Fisher diagonal is not finite", where=where, todo="look at this subject's images") from error
+        for sums_of_one, added_by_one in zip(traces, added, strict=True):
+            for name, trace in added_by_one.items():
+                sums_of_one[name] = sums_of_one.get(name, 0.0) + trace
+    for example, by_parameter in zip(examples, traces, strict=True):
+        sums.add_traces(by_parameter)
+        sums.subjects += 1
+        sums.voxels += example.size[0] * example.size[1] * example.size[2]
+
+
+def batches_of_one_size(examples: Iterable[Example], batch_size: int) -> Iterator[list[Example]]:
+    """Subjects that follow one another and have the same padded size, together.
+
+    Args:
+        examples: the subjects.
+        batch_size: subjects at most in a batch.
+
+    Yields:
+        Batches for `add_subjects`, in the order of the subjects.
+    """
+    batch: list[Example] = []
+    for example in examples:
+        if batch and (len(batch) == batch_size or example.image.shape != batch[0].image.shape):
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
 
 
 def score_functions(logits: Tensor, example: Example, *, exclusive: bool, draws: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -13,7 +13,18 @@ from torch.nn import functional
 
 from mergekit3d.architectures import architecture, build_network, network_shapes
 from mergekit3d.errors import InputError
-from mergekit3d.fisher_estimation import WHOLE, Example, add_subject, empty_sums, score_functions, silence_uninformed, uninformed_biases
+from mergekit3d.fisher_estimation import (
+    WHOLE,
+    Example,
+    add_subject,
+    add_subjects,
+    batches_of_one_size,
+    empty_sums,
+    score_functions,
+    silence_uninformed,
+    uninformed_biases,
+)
+from mergekit3d.per_sample import per_sample_gradients
 from tests.builders import spec_of
 
 
@@ -262,3 +273,60 @@ def test_uninformed_biases_compute_to_noise_and_are_silenced():
     assert all(float(diagonal[name].max()) < 1e-8 * weights for name in zero)
     assert all(0 == int(silent[name].count_nonzero()) for name in zero)
     assert all(silent[name] is diagonal[name] for name in diagonal if name not in zero)
+
+
+def together(network, batches, *, draws=2, exclusive=False, attached=False):
+    """Sums over batches of subjects, by a recorder for all of them or one each."""
+    sums = empty_sums(network)
+    with per_sample_gradients(network) if attached else contextlib.nullcontext() as recorder:
+        for batch in batches:
+            add_subjects(
+                sums,
+                network,
+                batch,
+                exclusive=exclusive,
+                draws=draws,
+                generators=[generator(item.number) for item in batch],
+                autocast=contextlib.nullcontext,
+                recorder=recorder,
+            )
+    return sums
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_subjects_of_a_batch_are_as_if_alone(exclusive, labelled, attached):
+    """Their draws, their sizes, their traces; whichever come together."""
+    network = tiny(3 if exclusive else 2)
+    sizes = [(4, 3, 5), (3, 4, 4), (4, 4, 4)]
+    examples = [
+        example(number, size, padded=(4, 4, 5), outputs=3 if exclusive else 2, exclusive=exclusive, labelled=labelled)
+        for number, size in enumerate(sizes, 1)
+    ]
+    expected = estimate(network, examples, draws=2, exclusive=exclusive)
+    for batches in ([examples], [examples[:1], examples[1:]], [examples[2:], examples[:2]]):
+        actual = together(network, batches, exclusive=exclusive, attached=attached)
+
+        assert (expected.subjects, expected.voxels) == (actual.subjects, actual.voxels)
+        assert pytest.approx(expected.traces, rel=1e-10) == actual.traces
+        assert pytest.approx(expected.squared_traces, rel=1e-10) == actual.squared_traces
+        for name, values in expected.squares.items():
+            torch.testing.assert_close(values, actual.squares[name], rtol=1e-10, atol=1e-12)
+
+
+def test_subject_of_a_batch_that_is_not_finite_is_named():
+    """By its number, whatever its place."""
+    items = [example(number) for number in (3, 9, 4)]
+    items[1].image[0, 0, 1, 1, 1] = float("inf")
+    with pytest.raises(InputError, match="the Fisher diagonal is not finite: subject 9: "):
+        together(tiny(), [items])
+
+
+def test_batches_hold_subjects_of_one_padded_size():
+    """That follow one another, up to the number that is asked for."""
+    sizes = [(4, 4, 4)] * 3 + [(4, 4, 8)] + [(4, 4, 4)]
+    batches = batches_of_one_size([example(number, (3, 3, 3), padded=size) for number, size in enumerate(sizes)], 2)
+
+    assert [[0, 1], [2], [3], [4]] == [[item.number for item in batch] for batch in batches]
+    assert [] == list(batches_of_one_size([], 2))

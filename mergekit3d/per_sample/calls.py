@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from mergekit3d.per_sample import convolutions, layers, norms
 
-Rule = Callable[[nn.Module, Tensor, Tensor, int], dict[str, Tensor]]
-"""Module, input, gradient of the output, samples -> gradients of its parameters, (samples, ...) each."""
+Rule = Callable[[nn.Module, Tensor, Tensor, int], Mapping[str, Iterable[Tensor]]]
+"""Module, input, gradient of the output, samples -> gradients of its parameters by name, one a sample."""
 
 WIDENED = (*norms.INSTANCE_NORMS, nn.GroupNorm)
 """Norms that get a weight and a bias for every sample."""

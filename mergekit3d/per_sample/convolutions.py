@@ -7,7 +7,7 @@ sample after another, each as two slabs along the depth, padded beforehand: see 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -54,7 +54,7 @@ class Geometry:
         return result
 
 
-def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) -> dict[str, Tensor]:
+def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) -> dict[str, Iterable[Tensor]]:
     """Gradients of the weights and the bias of a convolution, sample by sample.
 
     Args:
@@ -64,7 +64,7 @@ def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) ->
         samples: in the batch; the rows of one stand together.
 
     Returns:
-        weight: (samples, *weight.shape); bias: (samples, C_out).
+        weight: one a sample, computed as they are asked for; bias: (samples, C_out).
     """
     assert isinstance(module, nn.modules.conv._ConvNd)  # noqa: SLF001  the class that all share
     axes = len(module.kernel_size)
@@ -72,9 +72,9 @@ def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) ->
         x, gradient = x[None], gradient[None]
     weight = module.weight.detach().to(gradient.dtype)
     x, geometry = _padded(module, x.to(gradient.dtype), gradient)
-    found = {"weight": _of_weights(x, weight, gradient, geometry, samples)}
+    found: dict[str, Iterable[Tensor]] = {"weight": _of_weights(x, weight, gradient, geometry, samples)}
     if module.bias is not None:
-        found["bias"] = gradient.flatten(2).sum(2).reshape(samples, -1, gradient.shape[1]).sum(1)
+        found["bias"] = gradient.sum(list(range(2, gradient.ndim))).reshape(samples, -1, gradient.shape[1]).sum(1)
     return found
 
 
@@ -106,7 +106,7 @@ def _padded(module: nn.modules.conv._ConvNd, x: Tensor, gradient: Tensor) -> tup
     return x, Geometry(stride, before, dilation, False, output_padding, module.groups)
 
 
-def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry, samples: int) -> Tensor:
+def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry, samples: int) -> Iterable[Tensor]:
     rows = x.shape[0] // samples
     if _is_matrix_product(weight, geometry):
         products = torch.bmm(gradient.flatten(2), x.flatten(2).transpose(1, 2))
@@ -115,7 +115,7 @@ def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry,
         return geometry.of_weight(x, weight, gradient)[None]
     if rows > 1 or _one_by_one(x, weight, gradient):
         pairs = zip(torch.split(x, rows), torch.split(gradient, rows), strict=True)
-        return torch.stack([_of_one(part, weight, of_part, geometry) for part, of_part in pairs])
+        return (_of_one(part, weight, of_part, geometry) for part, of_part in pairs)
     grouped = geometry.of_weight(
         x.reshape(1, -1, *x.shape[2:]),
         weight.repeat(samples, *[1] * (weight.ndim - 1)),
@@ -158,17 +158,31 @@ def _of_one(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> 
 
 def _in_slabs(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
     stride, dilation, padding = geometry.stride[0], geometry.dilation[0], geometry.padding[0]
-    rows = gradient.shape[2]
+    rows, memory_format = gradient.shape[2], torch.contiguous_format
+    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        memory_format = torch.channels_last_3d
     height = -(-rows // 2)
     starts = (0, rows - height)
-    gradients = torch.cat([gradient[:, :, start : start + height] for start in starts])
+    gradients = _blank(gradient, height, memory_format)
+    span = (height - 1) * stride + (weight.shape[2] - 1) * dilation + 1
+    slabs = _blank(x, span, memory_format)
+    for slab, start in enumerate(starts):
+        gradients[slab] = gradient[0, :, start : start + height]
+        first = start * stride - padding
+        last = first + span
+        inside = slice(max(first, 0), min(last, x.shape[2]))
+        slabs[slab, :, : inside.start - first] = 0
+        slabs[slab, :, inside.start - first : inside.stop - first] = x[0, :, inside]
+        slabs[slab, :, inside.stop - first :] = 0
     if 2 * height > rows:  # the row that both hold counts once
         gradients[1, :, 0] = 0
-    padded = functional.pad(x, (0, 0, 0, 0, padding, padding))
-    span = (height - 1) * stride + (weight.shape[2] - 1) * dilation + 1
-    slabs = torch.cat([padded[:, :, start * stride : start * stride + span] for start in starts])
     unpadded = Geometry(geometry.stride, (0, *geometry.padding[1:]), geometry.dilation, False, geometry.output_padding, 1)
     return unpadded.of_weight(slabs, weight, gradients)
+
+
+def _blank(like: Tensor, height: int, memory_format: torch.memory_format) -> Tensor:
+    shape = (2, like.shape[1], height, *like.shape[3:])
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 
 def convolution_types() -> Sequence[type[nn.Module]]:

@@ -102,7 +102,7 @@ class PerSampleGradients:
         self._plan()
         return self._logits
 
-    def add_squares(self, score: Tensor, totals: Mapping[str, Tensor], *, scale: float = 1.0, last: bool = True) -> None:
+    def add_squares(self, score: Tensor, totals: Mapping[str, Tensor], *, scale: float = 1.0, last: bool = True) -> list[dict[str, float]]:
         """Add the sum over samples of the squared gradients of <score of the sample, its logits>.
 
         Args:
@@ -111,21 +111,25 @@ class PerSampleGradients:
             scale: of what is added.
             last: no other score follows for this batch, so that its memory can go.
 
+        Returns:
+            For every sample, what it adds to the sum over each parameter's entries; unused parameters are left out.
+
         Raises:
             NotFiniteError: a gradient is not finite.
         """
-        self._squares = Squares(totals, self._names, len(self._images), scale)
+        squares = self._squares = Squares(totals, self._names, len(self._images), scale)
         self._last = last
         if self._logits.requires_grad:
-            self._backward(score, self._squares)
+            self._backward(score, squares)
         with torch.no_grad():
-            self._replay_calls()
-        self._squares.finish()
-        self._loop(score)
-        self._seen |= self._squares.seen
+            self._replay_calls(squares)
+        squares.finish()
+        self._loop(score, squares)
+        self._seen |= squares.seen
         self._unused = self._parameters.keys() - self._seen
         if last:
             self._calls, self._uses, self._logits = [], {}, torch.empty(0)
+        return squares.traces()
 
     # Recording
 
@@ -277,27 +281,25 @@ class PerSampleGradients:
                 squares.take(parameter, found[name], alone=alone[name], first=done)
             done += number
 
-    def _replay_calls(self) -> None:
-        assert self._squares is not None
+    def _replay_calls(self, squares: Squares) -> None:
         for call, numbers in self._replayed.items():
             if call.gradients:
                 parameters = [self._parameters[self._names[number]] for number in numbers]
                 for sample, gradients in replay(call, parameters, len(self._images), self._autocast):
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         if gradient is not None:
-                            self._squares.take(parameter, gradient[None], alone=True, first=sample)
+                            squares.take(parameter, gradient[None], alone=True, first=sample)
             call.gradients = {}
 
-    def _loop(self, score: Tensor) -> None:
-        assert self._squares is not None
+    def _loop(self, score: Tensor, squares: Squares) -> None:
         parameters = [self._parameters[name] for name in self._slow]
         if not parameters:
             return
         for sample, gradients in loop_over_network(self._network, self._images, score, parameters, self._autocast):
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 if gradient is not None:
-                    self._squares.take(parameter, gradient[None], alone=True, first=sample)
-        self._slow = [name for name in self._slow if name in self._squares.seen]
+                    squares.take(parameter, gradient[None], alone=True, first=sample)
+        self._slow = [name for name in self._slow if name in squares.seen]
         self._looped.update(self._slow)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -9,6 +10,12 @@ from torch import Tensor, nn
 
 ENTRIES_AT_ONCE = 4_000_000
 """Per-sample gradients of a layer that are held at a time, unless one sample has more."""
+
+PIECE = 1 << 17
+"""Entries that are summed in their own precision."""
+
+SMALL = 1 << 14
+"""Entries of a parameter whose samples are squared together."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -40,57 +47,74 @@ class Squares:
         self._names = names
         self._samples = samples
         self._scale = scale
-        self._pending: dict[int, Tensor] = {}
-        self.seen: set[str] = set()
+        self._pending: dict[int, list[Tensor]] = {}
+        self._traces: dict[str, dict[int, Tensor]] = {}
+
+    @property
+    def seen(self) -> set[str]:
+        """Parameters that got a gradient."""
+        return set(self._traces)
 
     def samples_at_once(self, parameters: Iterable[nn.Parameter]) -> int:
         """How many samples' gradients of a layer to hold at a time."""
         return max(1, ENTRIES_AT_ONCE // max(sum(parameter.numel() for parameter in parameters), 1))
 
-    def take(self, parameter: nn.Parameter, gradients: Tensor, *, alone: bool, first: int = 0) -> None:
+    def take(self, parameter: nn.Parameter, gradients: Iterable[Tensor], *, alone: bool, first: int = 0) -> None:
         """Take gradients of some samples.
 
         Args:
             parameter: whose they are.
-            gradients: (samples, *parameter.shape); may be overwritten.
-            alone: the parameter has no other use, so that they can be squared.
+            gradients: one a sample, shaped like the parameter.
+            alone: the parameter has no other use, so that they can be squared; else they are those of the whole batch.
             first: the first of these samples in the batch.
-
-        Raises:
-            NotFiniteError: one is not finite.
         """
         number = id(parameter)
-        if number not in self._names:
-            return
         if alone:
             self._add(self._names[number], gradients, first)
         elif number in self._pending:
-            self._pending[number] += gradients
+            self._pending[number] = [one + other for one, other in zip(self._pending[number], gradients, strict=True)]
         else:
-            self._pending[number] = gradients
+            self._pending[number] = list(gradients)
 
     def finish(self) -> None:
-        """Square what was used more than once.
-
-        Raises:
-            NotFiniteError: one is not finite.
-        """
+        """Square what was used more than once."""
         for number, gradients in self._pending.items():
             self._add(self._names[number], gradients, 0)
         self._pending = {}
 
-    def _add(self, name: str, gradients: Tensor, first: int) -> None:
-        gradients = gradients.detach()
-        if gradients.dtype in (torch.bfloat16, torch.float16):
-            gradients = gradients.float()
-        total = gradients[0].square()
-        for sample in gradients[1:]:
-            total.addcmul_(sample, sample)
-        if not bool(torch.isfinite(total.sum())):
-            sums = gradients.double().square().flatten(1).sum(1) if gradients.ndim > 1 else gradients.double().square()
-            wrong = (~torch.isfinite(sums)).nonzero().flatten().tolist()
-            if wrong:
-                raise NotFiniteError(name, first + int(wrong[0]))
-            total = gradients.double().square().sum(0)  # too large for the squares' own precision alone
-        self._totals[name].add_(total.reshape(self._totals[name].shape), alpha=self._scale)
-        self.seen.add(name)
+    def traces(self) -> list[dict[str, float]]:
+        """The sum of the squared gradients of each parameter that got one, for every sample.
+
+        Raises:
+            NotFiniteError: one is not finite.
+        """
+        found: list[dict[str, float]] = [{} for _ in range(self._samples)]
+        for name, by_sample in self._traces.items():
+            for sample, value in zip(by_sample, torch.stack(list(by_sample.values())).tolist(), strict=True):
+                if not math.isfinite(value):
+                    raise NotFiniteError(name, sample)
+                found[sample][name] = self._scale * value
+        return found
+
+    def _add(self, name: str, gradients: Iterable[Tensor], first: int) -> None:
+        total: Tensor | None = None
+        traces = self._traces.setdefault(name, {})
+        if isinstance(gradients, Tensor) and gradients[0].numel() <= SMALL:
+            squares = gradients.detach().to(torch.promote_types(gradients.dtype, torch.float32)).square().reshape(len(gradients), -1)
+            traces.update(enumerate(squares.sum(1).double(), first))
+            self._totals[name].add_(squares.sum(0).reshape(self._totals[name].shape), alpha=self._scale)
+            return
+        for sample, given in enumerate(gradients, first):
+            gradient = given.detach()
+            if gradient.dtype in (torch.bfloat16, torch.float16):
+                gradient = gradient.float()
+            total = gradient.square() if total is None else total.addcmul_(gradient, gradient)
+            traces[sample] = _sum_of_squares(gradient)
+        if total is not None:
+            self._totals[name].add_(total.reshape(self._totals[name].shape), alpha=self._scale)
+
+
+def _sum_of_squares(values: Tensor) -> Tensor:
+    """In pieces, whose sums are float64."""
+    parts = torch.split(values.reshape(-1), PIECE)
+    return torch.stack([torch.dot(part, part) for part in parts]).sum(dtype=torch.float64)
