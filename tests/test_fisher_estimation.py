@@ -229,7 +229,7 @@ def test_gradient_that_is_not_finite_names_the_subject():
     item = example(number=7)
     item.image[0, 0, 1, 1, 1] = float("inf")
     with pytest.raises(InputError) as caught:
-        estimate(nn.Conv3d(1, 2, 1).double(), [item])
+        estimate(nn.Conv3d(1, 2, 1).double().eval(), [item])
     assert str(caught.value).startswith("the Fisher diagonal is not finite: subject 7: ")
     assert str(caught.value).endswith("; look at this subject's images")
 
