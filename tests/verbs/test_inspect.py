@@ -13,7 +13,7 @@ from mergekit3d.architectures import network_shapes
 from mergekit3d.engine import correspondence
 from mergekit3d.engine.correspondence import warnings_on
 from mergekit3d.errors import InputError, Problems, UsageError
-from mergekit3d.verbs import inspect_several
+from mergekit3d.verbs import inspect_plan, inspect_several
 from tests.builders import fusing, metadata_of, random_state, save, save_fisher, save_source, spec_of, task_of, two_sources, write_recipe
 
 HOSTILE = ["a\x1b[31mred\nline.weight", "[bold]b[/bold].weight", "\u202ec\u2066.weight", "d" * 10_000 + ".weight", "脳" * 300 + ".weight"]
@@ -460,6 +460,18 @@ def test_plan_of_aliases(tmp_path):
     assert [4 * (108 + 108 + 4), 4 * (108 + 4)] == sizes
     assert "  1 of 3 names are further names of other tensors: merged once, written each" in result.lines()
     assert not any(line.startswith("b") for line in result.lines())
+
+
+def test_plan_of_a_method_that_chooses_its_sources(tmp_path):
+    """Says that the ratios are not the last word."""
+    for name in ("m1", "m2"):
+        save_source(tmp_path / f"{name}.safetensors")
+    target = "target: {data: x, modalities: [t1, t2], regions: hcp-1-7, split: {train: 1, validation: 1}}"
+    path = fusing(tmp_path, "{method: greedy-soup, input_channels: match}", f"{target}\npartitions: {{private: ['segmentation.*']}}").path
+    result = inspect([], recipe=path)
+
+    assert [inspect_plan.FROM_VALIDATION] == result.as_json()["remarks"]
+    assert f"  {inspect_plan.FROM_VALIDATION}" in result.lines()
 
 
 def test_plan_without_ratios(tmp_path):
