@@ -212,12 +212,23 @@ def channels_of(shapes: Shapes) -> tuple[int, int]:
     return shapes[weights[0]][1], last[0]
 
 
+HEADS = ("seg_layers", "seg_outputs", "output_block", "deep_supervision_heads", "segmentation_head", "seg_head", "conv_final", "final_conv")
+"""What the heads of networks that are in wide use go by: nnU-Net v2 and v1, MONAI's DynUNet and SegResNet, and others."""
+
+
 def norms_and_last_layer(shapes: Shapes) -> Partitions:
-    """Default partitions of a network that nothing is known of: norms and the last layer are private."""
-    kind_of = kinds(shapes)
-    weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
-    last = (f"{layer_of(weights[-1])}.*",) if weights else ()
-    return Partitions(private=("kind:norm", *last))
+    """Default partitions of a network that nothing is known of: norms and the heads are private.
+
+    Heads are told by their usual names; where there are none, the last layer of the state dict stands for them.
+    """
+    found = [head for head in HEADS if any(head in name.split(".") for name in shapes)]
+    heads = [f"{head}.*" for head in found if any(name.startswith(f"{head}.") for name in shapes)]
+    heads += [f"*.{head}.*" for head in found if any(f".{head}." in name for name in shapes)]
+    if not heads:
+        kind_of = kinds(shapes)
+        weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
+        heads = [f"{layer_of(weights[-1])}.*"] if weights else []
+    return Partitions(private=("kind:norm", *heads))
 
 
 _load()

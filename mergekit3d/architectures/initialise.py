@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mergekit3d.merging.partitions import kinds
+
+if TYPE_CHECKING:
+    import numpy as np
 
 NONE: Mapping[str, float] = {}
 XAVIER = "xavier"
@@ -60,6 +62,8 @@ def initial_tensor(
     name: str, shape: tuple[int, ...], kind: str, seed: int, constants: Mapping[str, float] = NONE, initialisation: str = XAVIER
 ) -> np.ndarray:
     """Initial values of one tensor, whose kind (conv, norm, linear or other) is known; see `initial_tensors`."""
+    import numpy as np
+
     leaf = name.rpartition(".")[2]
     if leaf == "num_batches_tracked":
         return np.zeros(shape, np.int64)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mergekit3d.architectures import ARCHITECTURES, NetworkSpec, architecture, check_arguments, check_shapes, network_of, network_shapes
+from mergekit3d.architectures import (
+    ARCHITECTURES,
+    NetworkSpec,
+    architecture,
+    check_arguments,
+    check_shapes,
+    network_of,
+    network_shapes,
+    norms_and_last_layer,
+)
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from tests.builders import metadata_of, random_state, save, save_source, spec_of
@@ -105,3 +114,21 @@ def test_arguments_of_imported_networks_are_their_own_affair():
     check_arguments("monai.UNet", {"channels": [2, 4], "anything": 1})
     with pytest.raises(RecipeError, match=r"architecture\.out_channels; leave it out"):
         check_arguments("monai.UNet", {"out_channels": 4})
+
+
+@pytest.mark.parametrize(
+    ("expected", "names"),
+    [
+        (("kind:norm", "*.seg_layers.*"), ["decoder.seg_layers.0.weight", "decoder.stages.0.weight", "encoder.stages.0.weight"]),
+        (
+            ("kind:norm", "output_block.*", "deep_supervision_heads.*"),
+            ["input_block.weight", "output_block.conv.weight", "deep_supervision_heads.0.weight", "skip_layers.next_layer.weight"],
+        ),
+        (("kind:norm", "model.2.*"), ["model.0.weight", "model.2.weight"]),
+        (("kind:norm",), []),
+    ],
+    ids=["nnU-Net", "DynUNet", "unknown", "empty"],
+)
+def test_heads_of_unknown_networks_go_by_their_usual_names(expected, names):
+    """Wherever they stand in the state dict; else the last layer stands for them."""
+    assert expected == norms_and_last_layer(dict.fromkeys(names, (2, 2, 1, 1, 1))).private
