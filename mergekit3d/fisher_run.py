@@ -17,7 +17,8 @@ from mergekit3d.architectures.slabs import fast_cpu_convolutions
 from mergekit3d.datasets.prefetch import prefetch
 from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
 from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, UsageError
-from mergekit3d.fisher_estimation import WHOLE, Example, FisherSums, add_subject, empty_sums
+from mergekit3d.fisher_estimation import WHOLE, Example, FisherSums, add_subjects, empty_sums
+from mergekit3d.per_sample.recorder import PerSampleGradients, per_sample_gradients
 from mergekit3d.progress import Reporter
 from mergekit3d.storage.seal import json_digest
 from mergekit3d.training.devices import Runtime, memory_advice
@@ -73,18 +74,19 @@ class Estimation:
                 epoch=number,
             )
 
-    def add(self, sums: FisherSums, batch: Batch) -> int:
+    def add(self, sums: FisherSums, batch: Batch, recorder: PerSampleGradients) -> int:
         """Add a subject to the sums; returns its number."""
         (number,), (size,), device = batch.numbers, batch.shapes, self.runtime.device
         labels = batch.targets.to(device) if self.settings.estimator == "true" and batch.targets is not None else None
-        add_subject(
+        add_subjects(
             sums,
             self.network,
-            Example(number, batch.images.to(device), labels, size),
+            [Example(number, batch.images.to(device), labels, size)],
             exclusive=self.exclusive,
             draws=self.settings.draws,
-            generator=torch.Generator().manual_seed(self.seed * 1_000_003 + number),
+            generators=[torch.Generator().manual_seed(self.seed * 1_000_003 + number)],
             autocast=self.runtime.autocast,
+            recorder=recorder,
         )
         return number
 
@@ -186,8 +188,15 @@ def accumulate(estimation: Estimation, snapshots: Snapshots, *, resume: bool, fo
     done = _begin(sums, snapshots, resume=resume, force=force, reporter=reporter)
     own = estimation.store.numbers[group.rank :: group.size]
     patch = estimation.settings.patch_size
-    with catch_signals() as signals, fast_cpu_convolutions(network), memory_advice(estimation.runtime, patch_size=patch, batch_size=1):
-        _add_own(estimation, sums, own, done, signals, snapshots, reporter)
+    with (
+        catch_signals() as signals,
+        fast_cpu_convolutions(network),
+        per_sample_gradients(network, autocast=estimation.runtime.autocast) as recorder,
+        memory_advice(estimation.runtime, patch_size=patch, batch_size=1),
+    ):
+        _add_own(estimation, sums, own, done, signals, snapshots, recorder, reporter)
+        for line in _slower_ways(recorder):
+            reporter.info(line)
         try:
             return _added_up(sums, group)
         except MergeKit3DError as error:
@@ -220,6 +229,7 @@ def _add_own(
     done: list[int],
     signals: Interruption,
     snapshots: Snapshots,
+    recorder: PerSampleGradients,
     reporter: Reporter,
 ) -> None:
     saved = time.monotonic()
@@ -228,7 +238,7 @@ def _add_own(
     with closing(batches), reporter.task("fisher", len(own)) as progress:
         progress.advance(len(done))
         for batch in batches:
-            done.append(estimation.add(sums, batch))
+            done.append(estimation.add(sums, batch, recorder))
             progress.advance(1, message=_told(sums, done[-1]))
             stopping = signals.signal_number is not None
             if stopping or time.monotonic() - saved >= 60 * estimation.settings.snapshot_minutes:
@@ -239,6 +249,18 @@ def _add_own(
     if snapshots.group.size > 1 and left:
         # The others may take long, and may fail.
         snapshots.save(sums, done)
+
+
+def _slower_ways(recorder: PerSampleGradients) -> list[str]:
+    """A line on what had no fast rule, and on what takes no part: nothing is left out silently."""
+    lines = [
+        f"no fast rule for {name or 'the network itself'}: its gradients were computed one subject at a time" for name in recorder.replayed
+    ]
+    if recorder.looped:
+        lines.append(f"computed by a pass of the whole network for each subject: {', '.join(sorted(recorder.looped))}")
+    if recorder.unused:
+        lines.append(f"0, since they take no part in the output: {', '.join(sorted(recorder.unused))}")
+    return lines
 
 
 def _interrupted(signals: Interruption, done: Sequence[int], own: Sequence[int]) -> Interrupted:
