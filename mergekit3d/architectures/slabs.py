@@ -59,8 +59,24 @@ class SlabConv3d(nn.Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002  torch's name
         if self.padding_mode == "zeros" and isinstance(self.padding, tuple) and self.groups == 1 and _pays(input, weight, self):
             return slab_convolution(input, weight, bias, self.stride, self.padding, self.dilation)
-        result: Tensor = super()._conv_forward(input, weight, bias)
+        if _reads_beyond(input, self):
+            with torch.autocast("cpu", enabled=False):
+                result: Tensor = super()._conv_forward(input.float(), weight, bias)
+            return result
+        result = super()._conv_forward(input, weight, bias)
         return result
+
+
+def _reads_beyond(x: Tensor, module: nn.Conv3d) -> bool:
+    """Whether bfloat16 would not do.
+
+    oneDNN's kernel for AMX (torch 2.13) reads memory that nobody wrote where an axis of the output has one voxel and the stride is
+    not 1, and NaN comes out now and then. So small a volume costs nothing in float32.
+    """
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or max(module.stride) == 1 or isinstance(module.padding, str):
+        return False
+    geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
+    return any(_rows_out(*axis) <= 1 for axis in geometry)
 
 
 def _pays(x: Tensor, weight: Tensor, module: nn.Conv3d) -> bool:

@@ -124,3 +124,18 @@ def test_without_onednn_nothing_changes(monkeypatch):
     network = nn.Sequential(nn.Conv3d(1, 1, 3))
     assert [] == use_fast_cpu_convolutions(network)
     assert type(network[0]) is nn.Conv3d
+
+
+@pytest.mark.parametrize("size", [(2, 4, 2), (2, 2, 2), (1, 4, 4)])
+def test_tiny_strided_convolutions_do_not_read_what_nobody_wrote(size):
+    """In bfloat16 a kernel of oneDNN does, and gives NaN where memory was left with it; they are computed in float32."""
+    network = nn.Sequential(nn.Conv3d(128, 256, 3, 2, 1))
+    x = torch.randn((2, 128, *size), generator=torch.Generator().manual_seed(0))
+    with fast_cpu_convolutions(network):
+        for _ in range(5):
+            left = [torch.full((2**power + 17 * step,), float("nan")) for power in range(4, 20) for step in range(8)]
+            del left
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = network(x)
+            assert bool(torch.isfinite(result).all())
+    torch.testing.assert_close(network(x), result, rtol=1e-4, atol=1e-4)
