@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +61,8 @@ class SlabConv3d(nn.Conv3d):
             return slab_convolution(input, weight, bias, self.stride, self.padding, self.dilation)
         if _reads_beyond(input, self):
             with torch.autocast("cpu", enabled=False):
-                result: Tensor = super()._conv_forward(input.float(), weight, bias)
-            return result
-        result = super()._conv_forward(input, weight, bias)
-        return result
+                return cast(Tensor, super()._conv_forward(input.float(), weight, bias))
+        return cast(Tensor, super()._conv_forward(input, weight, bias))
 
 
 def _reads_beyond(x: Tensor, module: nn.Conv3d) -> bool:
