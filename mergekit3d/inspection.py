@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.architectures import ARCHITECTURES, NetworkSpec, Shapes, first_convolution, network_of, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, TensorEntry, recognised_format
 from mergekit3d.checkpoints.checkpoint import FLOATS
+from mergekit3d.merging.correspondence import comparable_weights
 from mergekit3d.merging.partitions import BUFFERS, PRIVATE, SHARED, Partitions, assign, kinds, layer_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 FUSIBLE, BY_DEFAULT_PRIVATE, INTEGER, REFUSED = "fusible", "private", "integer", "refused"
 SHAPES_DIFFER = "shapes differ"
-LOWEST_COSINE = 0.1
 PIECE_ENTRIES = 1 << 20
 
 
@@ -232,20 +232,20 @@ def compare(opened: Sequence[Checkpoint], labels: Sequence[str]) -> list[dict[st
     return _Comparison(opened, labels).rows()
 
 
+def weights_to_compare(first: Checkpoint, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The weights whose cosine tells, of those that `compare` found fusible."""
+    return comparable_weights([row["name"] for row in rows if row["fusible"] and row["alias_of"] is None], first.shapes)
+
+
 def cosines(opened: Sequence[Checkpoint], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
     """Cosine of each checkpoint's weights to the first one's, over the convolutions and linear layers that all have.
-
-    Norms are left out: they correspond whatever the training, since they all begin at 1.
 
     Returns:
         A cosine for every checkpoint but the first; None where it is not defined.
     """
     import numpy as np
 
-    shapes = opened[0].shapes
-    kind_of = kinds(shapes)
-    names = [row["name"] for row in rows if row["fusible"] and row["alias_of"] is None]
-    names = [name for name in names if kind_of[name] in ("conv", "linear") and len(shapes[name]) > 1]
+    names = weights_to_compare(opened[0], rows)
     found = []
     for other in opened[1:]:
         dot = square = other_square = 0.0

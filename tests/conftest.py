@@ -22,6 +22,17 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.fixture
+def one_thread():
+    """torch with a single thread: the same sums to the bit, and no waiting for other work on the machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 NEEDS = {
     "gpu": (_has_gpu, "no CUDA device here"),
     "needs_nnunet": (lambda: importlib.util.find_spec("nnunetv2") is not None, "nnunetv2 is not installed"),

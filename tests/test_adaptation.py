@@ -20,11 +20,8 @@ from tests.builders import spec_of
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """Of torch, in all of these tests."""
 
 
 def setting(granularity="layer", dtype=torch.float32, sources=2, *, with_fisher=True):

@@ -20,8 +20,6 @@ from mergekit3d.plan.ratios import GroupRatios
 PIECE_ENTRIES = 1 << 16
 """Entries of a piece: a multiple of 4, which the random draws are cut at."""
 
-Survey = Callable[[], Sequence[Any]]
-
 
 @dataclass(frozen=True)
 class Combined:
@@ -117,7 +115,7 @@ def _uniform(key: bytes, start: int, size: int) -> np.ndarray:
 def combiner(
     plan: FusionPlan, name: str, shape: tuple[int, ...], dtype: Any, row: GroupRatios, names: Sequence[str] | None = None
 ) -> Combiner:
-    """A combiner without surveys; see `with_surveys`.
+    """A combiner without surveys; they are added where the tensors can be read.
 
     Args:
         plan: whose method combines.

@@ -8,20 +8,16 @@ import numpy as np
 
 from mergekit3d.checkpoints import Checkpoint
 from mergekit3d.engine.figures import Figures, dot
-from mergekit3d.merging.partitions import kinds
+from mergekit3d.merging.correspondence import LOWEST_COSINE, SAMPLE_ENTRIES, comparable_weights, warnings_on
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.outcomes import FUSED
 
-LOWEST_COSINE = 0.1
-SAMPLE_ENTRIES = 1 << 12
-"""Of a tensor: enough to tell a cosine near 0 (its spread is 1 / sqrt(entries)) without reading the file."""
+__all__ = ["LOWEST_COSINE", "SAMPLE_ENTRIES", "exact_cosines", "sampled_cosines", "warnings_on", "weight_names"]
 
 
 def weight_names(plan: FusionPlan) -> list[str]:
-    """The fused weights of convolutions and linear layers: norms correspond whatever the training, since they all begin at 1."""
-    kind_of = kinds(plan.shapes)
-    fused = [tensor.entry.name for tensor in plan.owners if tensor.outcome == FUSED]
-    return [name for name in fused if kind_of[name] in ("conv", "linear") and len(plan.shapes[name]) > 1]
+    """The fused weights whose cosine tells."""
+    return comparable_weights([tensor.entry.name for tensor in plan.owners if tensor.outcome == FUSED], plan.shapes)
 
 
 def sampled_cosines(plan: FusionPlan) -> dict[str, float]:
@@ -45,16 +41,6 @@ def exact_cosines(plan: FusionPlan, figures: Mapping[str, Figures]) -> dict[str,
         if name in figures:
             total.add(figures[name])
     return _told(plan, total)
-
-
-def warnings_on(cosines: Mapping[str, float], first: str) -> list[str]:
-    """A line on every source whose weights do not correspond to the first one's."""
-    return [
-        f"{name} was not trained from {first}, nor {first} from it: the cosine of their weights is {cosine:.3f}; "
-        "fusing networks that were trained apart breaks them"
-        for name, cosine in cosines.items()
-        if abs(cosine) < LOWEST_COSINE
-    ]
 
 
 def _told(plan: FusionPlan, figures: Figures) -> dict[str, float]:

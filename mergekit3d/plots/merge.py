@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.plots import style
-from mergekit3d.plots.ratios import colour_patch, part_of, short_names
+from mergekit3d.plots.ratios import colour_patch, part_of, short_names, stack_bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,11 +58,7 @@ def plot_merge(report: Mapping[str, Any], out: Path) -> None:
 
 
 def _shares(axes: Axes, rows: Sequence[Mapping[str, Any]], sources: Sequence[str]) -> None:
-    starts = [0.0] * len(rows)
-    for source, colour in style.colours(sources).items():
-        lengths = [float(row.get("share", {}).get(source) or 0.0) for row in rows]
-        axes.barh(range(len(rows)), lengths, left=starts, height=0.78, color=colour, linewidth=0)
-        starts = [start + length for start, length in zip(starts, lengths, strict=True)]
+    stack_bars(axes, [[float(row.get("share", {}).get(source) or 0.0) for source in sources] for row in rows], sources)
     axes.set_xlim(0, 1)
 
 

@@ -57,14 +57,19 @@ def plot_ratios(ratios: Mapping[str, Any], out: Path) -> None:
     style.save_figure(ratios_figure(ratios), out)
 
 
+def stack_bars(axes: Axes, rows: Sequence[Sequence[float]], sources: Sequence[str]) -> None:
+    """A row of bars end to end, one a source in its colour; a row is one number a source."""
+    starts = [0.0] * len(rows)
+    for index, colour in enumerate(style.colours(sources).values()):
+        lengths = [row[index] for row in rows]
+        axes.barh(range(len(rows)), lengths, left=starts, height=0.78, color=colour, linewidth=0)
+        starts = [start + length for start, length in zip(starts, lengths, strict=True)]
+
+
 def _draw_bars(axes: Axes, shares: Mapping[str, Sequence[float]], sources: Sequence[str], rows: int) -> None:
     axes.grid(visible=False)
     positions = range(len(shares))
-    starts = [0.0] * len(shares)
-    for index, colour in enumerate(style.colours(sources).values()):
-        lengths = [row[index] for row in shares.values()]
-        axes.barh(positions, lengths, left=starts, height=0.78, color=colour, linewidth=0)
-        starts = [start + length for start, length in zip(starts, lengths, strict=True)]
+    stack_bars(axes, list(shares.values()), sources)
     equal = [index / len(sources) for index in range(1, len(sources))]
     ends = [-0.5, len(shares) - 0.5]
     for position in equal:

@@ -11,12 +11,11 @@ import numpy as np
 
 from mergekit3d.aligned import Table, printable
 from mergekit3d.checkpoints import FISHER, Checkpoint
-from mergekit3d.inspection import BY_DEFAULT_PRIVATE, FUSIBLE, INTEGER, LOWEST_COSINE, REFUSED, SHAPES_DIFFER, compare, cosines
-from mergekit3d.merging.partitions import kinds
+from mergekit3d.inspection import BY_DEFAULT_PRIVATE, FUSIBLE, INTEGER, REFUSED, SHAPES_DIFFER, compare, cosines, weights_to_compare
+from mergekit3d.merging.correspondence import LOWEST_COSINE, SAMPLE_ENTRIES, warnings_on
 from mergekit3d.verbs.inspect import MOST_ROWS, InspectResult, network_text, shape_text, task_text, tensor_count
 
-SAMPLE_ENTRIES = 1 << 12
-"""Of a tensor: enough to tell a cosine near 0 (its spread is 1 / sqrt(entries)) without reading the file."""
+__all__ = ["LOWEST_COSINE", "SAMPLE_ENTRIES", "inspect_several", "sampled_cosine"]
 
 OUTCOMES = {FUSIBLE: "can be fused", BY_DEFAULT_PRIVATE: "private by default", INTEGER: "integer buffers", REFUSED: "cannot be fused"}
 
@@ -34,7 +33,7 @@ def inspect_several(opened: Sequence[Checkpoint], found: Sequence[Mapping[str, A
     told = {label: _cosine_to(opened[0], other, values=values) for label, other in zip(labels[1:], opened[1:], strict=True)}
     warnings = [
         *(f"{label} is a Fisher diagonal, no weights" for label, content in zip(labels, found, strict=True) if content["kind"] == FISHER),
-        *_warnings(labels[0], told),
+        *warnings_on(told, labels[0]),
     ]
     content = {
         "checkpoints": list(found),
@@ -61,10 +60,7 @@ def _cosine_to(first: Checkpoint, other: Checkpoint, *, values: bool) -> float |
 
 def sampled_cosine(pair: tuple[Checkpoint, Checkpoint], rows: Sequence[Mapping[str, Any]]) -> float | None:
     """What `cosines` computes, over the first entries of every weight alone: cheap, whatever the size of the files."""
-    shapes = pair[0].shapes
-    kind_of = kinds(shapes)
-    fusible = [row["name"] for row in rows if row["fusible"] and row["alias_of"] is None]
-    names = [name for name in fusible if kind_of[name] in ("conv", "linear") and len(shapes[name]) > 1]
+    names = weights_to_compare(pair[0], rows)
     if not names:
         return None
     left, right = (np.concatenate([checkpoint.read_first(name, SAMPLE_ENTRIES).astype("f8") for name in names]) for checkpoint in pair)
@@ -76,16 +72,6 @@ def sampled_cosine(pair: tuple[Checkpoint, Checkpoint], rows: Sequence[Mapping[s
 
 def _figure(cosine: float | None) -> str:
     return "not defined" if cosine is None else f"{cosine:.3f}"
-
-
-def _warnings(first: str, told: Mapping[str, float | None]) -> list[str]:
-    """The lines that `fuse` warns with, on files whose weights do not correspond to the first one's."""
-    return [
-        f"{label} was not trained from {first}, nor {first} from it: the cosine of their weights is {cosine:.3f}; "
-        "fusing networks that were trained apart breaks them"
-        for label, cosine in told.items()
-        if cosine is not None and abs(cosine) < LOWEST_COSINE
-    ]
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:

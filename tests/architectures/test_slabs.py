@@ -13,14 +13,6 @@ from mergekit3d.architectures.networks.isensee2017 import Isensee2017
 from mergekit3d.architectures.slabs import SlabConv3d, fast_cpu_convolutions, slab_convolution, use_fast_cpu_convolutions
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def relative_error(wanted, found):
     return max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(wanted, found, strict=True))
 

@@ -18,11 +18,8 @@ SIZE = 8
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """Of torch, in all of these tests."""
 
 
 def subject(number, *, exclusive=False):

@@ -13,7 +13,6 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 
 from mergekit3d import fisher
 from mergekit3d.checkpoints import open_checkpoint
@@ -33,12 +32,8 @@ def folder(tmp_path, make_data) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread(one_thread):
     """As torchrun gives each process: the same gradients to the bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def begin(folder, *arguments):
