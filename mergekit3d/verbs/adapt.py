@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.checkpoints import save_tensors
+from mergekit3d.engine.combining import widened
 from mergekit3d.engine.correspondence import sampled_cosines, warnings_on
+from mergekit3d.engine.values import combine
 from mergekit3d.errors import RecipeError
 from mergekit3d.merging.methods import METHODS
 from mergekit3d.merging.partitions import BUFFERS
@@ -142,7 +144,8 @@ def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, *, options: Optio
         """Only the best state leaves files; in a snapshot everything else is kept."""
         if name != "best":
             return
-        ratios = Ratios(plan.ratios.sources, plan.ratios.granularity, _rows(fused, tensors[DELTA]))
+        ratios = Ratios(plan.ratios.sources, plan.ratios.granularity, fused.ratios_by_group(tensors[DELTA]))
+        tensors = {**tensors, **_as_fused(plan, ratios)}
         write_ratios(stage.out / RATIOS_NAME, ratios)
         plot_ratios(ratios.as_json(), stage.out / PICTURE_NAME)
         save_tensors(stage.out / CHECKPOINT_NAME, {key: value for key, value in tensors.items() if key != DELTA}, stage.metadata())
@@ -224,26 +227,35 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) ->
     return FusedWeights(network, tensors, by_kernel=plan.ratios.granularity == "kernel", initial_ratios=initial or None)
 
 
+def _as_fused(plan: FusionPlan, ratios: Ratios) -> dict[str, Tensor]:
+    """The shared tensors as the command ``fuse`` writes them, to the bit; those that were trained with differ by rounding."""
+    import torch
+
+    fused = {}
+    for tensor in _learned(plan):
+        name = tensor.entry.name
+        thetas, fishers = _values(plan, name)
+        fused[name] = torch.from_numpy(combine(plan, name, thetas, fishers, None, ratios.layers[tensor.group or ""]))
+    return fused
+
+
+def _values(plan: FusionPlan, name: str) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+    """A tensor of every source, and its Fisher diagonals where the method uses them; float32 or wider."""
+    thetas = [widened(source.checkpoint.read(name)) for source in plan.sources]
+    if not plan.method.uses_fisher:
+        return thetas, None
+    return thetas, [widened(source.fisher.read(name)) for source in plan.sources if source.fisher is not None]
+
+
 def _shared_tensor(plan: FusionPlan, name: str, group: str) -> SharedTensor:
     import torch
 
     from mergekit3d.adaptation import SharedTensor
-    from mergekit3d.engine.combining import widened
 
-    thetas = np.stack([widened(source.checkpoint.read(name)) for source in plan.sources])
-    fishers = None
-    if plan.method.uses_fisher:
-        fishers = torch.from_numpy(np.stack([widened(source.fisher.read(name)) for source in plan.sources if source.fisher is not None]))
-    return SharedTensor(name, group, torch.from_numpy(thetas), fishers)
-
-
-def _rows(fused: FusedWeights, delta: Tensor) -> dict[str, Any]:
-    """The ratios of a delta that was kept, by group."""
-    current = fused.delta.data
-    fused.delta.data = delta.to(current)
-    rows = fused.ratios_by_group()
-    fused.delta.data = current
-    return rows
+    thetas, fishers = _values(plan, name)
+    return SharedTensor(
+        name, group, torch.from_numpy(np.stack(thetas)), None if fishers is None else torch.from_numpy(np.stack(fishers))
+    )
 
 
 def _columns(fused: FusedWeights, sources: Sequence[str]) -> dict[str, float]:

@@ -100,7 +100,7 @@ class LabelMaps:
         """
         source = self._map(pick)
         deformation, mirrored = draw_deformation(
-            generator, rotation_deg=4.0, scale=0.03, displacements_mm=((2.0, 45.0), (1.0, 18.0)), flip=True
+            generator, rotation_deg=2.0, scale=0.02, displacements_mm=((1.2, 45.0), (0.5, 18.0)), flip=True
         )
         low, high = _extent(source, deformation)
         if (high - low).max() > FIELD_MM - COARSE_MM:

@@ -1,0 +1,44 @@
+"""Where the mixing ratios start: a delta for ratios that are given, and ratios that even out the scales of the Fisher diagonals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mergekit3d.adaptation.fused_weights import SharedTensor
+
+
+def delta_of_ratios(ratios: Tensor) -> Tensor:
+    """A delta whose mixing ratios are those given: eq. 3 inverted, with the largest sigmoid at 1/2 (so that uniform is 0).
+
+    Args:
+        ratios: (sources, ...) positive; a ratio of 0 is taken as 1e-6 of the largest.
+
+    Returns:
+        delta, of the same shape.
+    """
+    relative = (ratios / ratios.amax(dim=0, keepdim=True)).clamp_min(1e-6)
+    return torch.logit(relative / 2)
+
+
+def inverse_trace_ratios(tensors: Sequence[SharedTensor]) -> dict[str, list[float]]:
+    """Ratios that weigh every source as if its Fisher diagonal had the same trace in a group.
+
+    Args:
+        tensors: the shared tensors with their Fisher diagonals.
+
+    Returns:
+        For every group, a^t proportional to 1 / sum F^t; uniform where a source has no information at all.
+    """
+    traces: dict[str, Tensor] = {}
+    for tensor in tensors:
+        if tensor.fishers is not None:
+            trace = tensor.fishers.double().flatten(1).sum(dim=1)
+            traces[tensor.group] = traces.get(tensor.group, 0) + trace
+    rows = {}
+    for group, trace in traces.items():
+        inverse = torch.ones_like(trace) if bool((trace <= 0).any()) else trace.min() / trace
+        rows[group] = [float(value) for value in inverse / inverse.sum()]
+    return rows
