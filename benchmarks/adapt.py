@@ -131,9 +131,7 @@ def plain_step(filters: int, image: Tensor, target: Tensor, autocast: Autocast, 
     return step_of(network, list(network.parameters()), image, target, autocast)
 
 
-def adapt_step(
-    filters: int, sources: int, image: Tensor, target: Tensor, autocast: Autocast, stack: ExitStack
-) -> tuple[Step, Step]:
+def adapt_step(filters: int, sources: int, image: Tensor, target: Tensor, autocast: Autocast, stack: ExitStack) -> tuple[Step, Step]:
     """The whole step, and what the fusion takes of it."""
     network = new_network(filters, image.device)
     stack.enter_context(fast_cpu_convolutions(network))
@@ -252,7 +250,9 @@ def accuracy(filters: int, sources: int) -> tuple[float, float]:
     (by_autograd,) = torch.autograd.grad(loss, delta)
 
     single = new_network(filters, torch.device("cpu"))
-    rounded = FusedWeights(single, [SharedTensor(t.name, t.group, t.thetas.float(), t.fishers.float()) for t in tensors if t.fishers is not None])
+    rounded = FusedWeights(
+        single, [SharedTensor(t.name, t.group, t.thetas.float(), t.fishers.float()) for t in tensors if t.fishers is not None]
+    )
     rounded.delta.data.copy_(fused.delta.data)
     rounded.fuse()
     for name, gradient in gradients.items():

@@ -6,9 +6,9 @@ Between two steps nothing but the ratios a^t changes. With d^t = phi^t (theta^t 
     u = dL/dtheta / z           dL/da^t = < u, d^t > - < u (theta - theta^1), phi^t >
 
 which is `fuse_relative` and `ratio_gradient` of merging/fusion.py up to rounding, in half their operations. For two sources
-theta^t - theta has the closed form a^s phi^s (theta^t - theta^s) / z, so that one product, e = phi^1 d^2, has all of it:
+phi^t (theta^t - theta) is a^s phi^s phi^t (theta^t - theta^s) / z, so that one product, e = phi^1 d^2, has all of it:
 
-    dL/da^2 = a^1 < u / z, e >         dL/da^1 = -a^2 < u / z, e >
+    dL/da^2 = a^1 < u, e / z >         dL/da^1 = -a^2 < u, e / z >
 
 Arrays as large as a network do not fit into a cache, and each of these operations alone takes less time than reading them: so they
 run over some ten thousand entries at a time.
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CACHED_ENTRIES = 32768
-"""Entries of a chunk on the CPU: 128 KiB an array in float32, some ten arrays at once in a cache of 2 MiB."""
+CACHED_ENTRIES = 65536
+"""Entries of a chunk on the CPU: 256 KiB an array in float32, some eight arrays at once in a cache of 2 MiB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +36,9 @@ class Chunk:
         first: theta^1, as `weights`.
         moves: d^t for every source but the first, (sources - 1, rows, entries).
         phis: relative Fisher diagonals, (sources, rows, entries); None for F = 1.
-        normaliser: z, as `weights`, as the last fusion left it; None for F = 1.
+        normaliser: z, as `weights`, as the last fusion left it: to read it takes less time than to compute it again; None for F = 1.
         product: e, as `weights`, for two sources; else None.
+        work: two arrays as `weights`, which other chunks use as well.
     """
 
     place: tuple[slice, slice]
@@ -47,6 +48,7 @@ class Chunk:
     phis: Tensor | None
     normaliser: Tensor | None
     product: Tensor | None
+    work: tuple[Tensor, Tensor]
 
     def fuse(self, ratios: Tensor) -> None:
         """Fill the weights.
@@ -54,9 +56,9 @@ class Chunk:
         Args:
             ratios: a^t of every row, (sources, rows).
         """
-        moved = _mixed(ratios[1:], self.moves)
+        moved = _mixed(ratios[1:], self.moves, out=self.work[0])
         if self.phis is None or self.normaliser is None:
-            torch.add(self.first, moved.div_(ratios.sum(0)[:, None]), out=self.weights)
+            torch.addcdiv(self.first, moved, ratios.sum(0)[:, None], out=self.weights)
             return
         torch.addcdiv(self.first, moved, _mixed(ratios, self.phis, out=self.normaliser), out=self.weights)
 
@@ -70,14 +72,16 @@ class Chunk:
         Returns:
             (sources, rows).
         """
-        scaled = gradient / (ratios.sum(0)[:, None] if self.normaliser is None else self.normaliser)
-        if self.product is not None:
-            along = _dots(self.product[None], scaled.div_(self.normaliser))[0]
+        scaled, shift = self.work
+        torch.div(gradient, ratios.sum(0)[:, None] if self.normaliser is None else self.normaliser, out=scaled)
+        if self.product is not None and self.normaliser is not None:
+            # Both parts are finite at the smallest ratio, where 1 / z^2 is not.
+            along = _dots(torch.div(self.product, self.normaliser, out=shift)[None], scaled)[0]
             return torch.stack([-ratios[1] * along, ratios[0] * along])
-        found = torch.zeros_like(ratios)
-        found[1:] = _dots(self.moves, scaled)
-        shift = torch.sub(self.weights, self.first).mul_(scaled)
-        return found.sub_(shift.sum(1)[None] if self.phis is None else _dots(self.phis, shift))
+        torch.sub(self.weights, self.first, out=shift).mul_(scaled)
+        found = -(shift.sum(1)[None].expand_as(ratios) if self.phis is None else _dots(self.phis, shift))
+        found[1:] += _dots(self.moves, scaled)
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,35 +129,40 @@ def make_block(weights: Tensor, thetas: Sequence[Tensor], phis: Sequence[Tensor]
     """
     rows, entries = weights.shape
     at_once = CACHED_ENTRIES if weights.device.type == "cpu" else max(1, weights.numel())
-    chunks = []
     if rows == 1:
         places = [(slice(None), slice(start, start + at_once)) for start in range(0, entries, at_once)]
     else:
         step = max(1, at_once // entries)
         places = [(slice(start, start + step), slice(None)) for start in range(0, rows, step)]
+    chunks: list[Chunk] = []
     for place in places:
         first = thetas[0][place].clone()
         moves = torch.stack([theta[place] - first for theta in thetas[1:]])
-        if phis is None:
-            chunks.append(Chunk(place, weights[place], first, moves, None, None, None))
-            continue
-        relative = torch.stack([phi[place] for phi in phis])
-        moves *= relative[1:]
-        product = relative[0] * moves[0] if len(thetas) == 2 else None
-        chunks.append(Chunk(place, weights[place], first, moves, relative, torch.empty_like(first), product))
+        largest = chunks[0].work if chunks else [torch.empty_like(first) for _ in range(2)]
+        work = (largest[0][: first.shape[0], : first.shape[1]], largest[1][: first.shape[0], : first.shape[1]])
+        relative = normaliser = product = None
+        if phis is not None:
+            relative = torch.stack([phi[place] for phi in phis])
+            moves *= relative[1:]
+            normaliser = torch.empty_like(first)
+            product = relative[0] * moves[0] if len(thetas) == 2 else None
+        chunks.append(Chunk(place, weights[place], first, moves, relative, normaliser, product, work))
     return Block(columns, tuple(chunks))
 
 
-def _mixed(ratios: Tensor, arrays: Tensor, out: Tensor | None = None) -> Tensor:
+def _mixed(ratios: Tensor, arrays: Tensor, out: Tensor) -> Tensor:
     """sum_t a^t x^t; ratios (sources, rows), arrays (sources, rows, entries)."""
-    mixed = torch.mul(arrays[0], ratios[0][:, None], out=out)
+    if arrays.shape[1] == 1:
+        torch.mv(arrays[:, 0].t(), ratios[:, 0], out=out[0])
+        return out
+    torch.mul(arrays[0], ratios[0][:, None], out=out)
     for ratio, array in zip(ratios[1:], arrays[1:], strict=True):
-        mixed.addcmul_(array, ratio[:, None])
-    return mixed
+        out.addcmul_(array, ratio[:, None])
+    return out
 
 
 def _dots(arrays: Tensor, other: Tensor) -> Tensor:
     """< x^t, y > by row: (sources, rows) from (sources, rows, entries) and (rows, entries)."""
     if other.shape[0] == 1:
-        return torch.mv(arrays.flatten(1), other.flatten())[:, None]
+        return torch.mv(arrays[:, 0], other[0])[:, None]
     return (arrays * other).sum(-1)

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from mergekit3d.adaptation.blocks import Block, make_block
+from mergekit3d.adaptation.penalties import RatioPenalty
 from mergekit3d.merging.fusion import relative_fisher
 from mergekit3d.merging.ratios import delta_gradient, mixing_ratios
+
+GroupRatios = Sequence[float] | Sequence[Sequence[float]]
 
 SMALL_ENTRIES = 4096
 """A tensor of fewer is computed together with others."""
@@ -52,7 +55,8 @@ class FusedWeights:
         network: the network, on its device; its parameters of the names given become views of one buffer.
         tensors: the shared tensors, in the network's order; not kept.
         by_kernel: one ratio an output channel in place of one a group.
-        initial_delta: where delta starts, (sources, 1) or (sources, width of the group) by group; 0 where none is given.
+        initial_ratios: where the ratios of each group start, one number a source, or one list over output channels; None: uniform.
+        penalty: on the ratios, added to the gradient of delta.
 
     Attributes:
         delta: (sources, ratios) parameter, the unconstrained form of the ratios (eq. 3).
@@ -66,9 +70,10 @@ class FusedWeights:
         tensors: Sequence[SharedTensor],
         *,
         by_kernel: bool = False,
-        initial_delta: Mapping[str, Tensor] | None = None,
+        initial_ratios: Mapping[str, GroupRatios] | None = None,
+        penalty: RatioPenalty | None = None,
     ) -> None:
-        self.by_kernel = by_kernel
+        self.by_kernel, self.penalty = by_kernel, penalty
         self.groups = list(dict.fromkeys(tensor.group for tensor in tensors))
         widths = {tensor.group: tensor.thetas.shape[1] if by_kernel else 1 for tensor in reversed(tensors)}
         starts = dict(zip(self.groups, accumulate((widths[group] for group in self.groups), initial=0), strict=False))
@@ -77,8 +82,9 @@ class FusedWeights:
         first = self._parameters[0]
         sources = tensors[0].thetas.shape[0]
         self.delta = nn.Parameter(torch.zeros(sources, sum(widths.values()), device=first.device, dtype=first.dtype))
-        for group, start in (initial_delta or {}).items():
-            self.delta.data[:, self.columns[group]] = start.to(self.delta)
+        for group, row in (initial_ratios or {}).items():
+            start = delta_of_ratios(torch.tensor(row, dtype=torch.float64)).to(self.delta)
+            self.delta.data[:, self.columns[group]] = start if start.ndim > 1 else start[:, None]
         self._ratios = self.ratios()
         self._blocks, self._members = self._make_blocks(tensors)
 
@@ -102,7 +108,9 @@ class FusedWeights:
 
     def _make_block(self, tensors: Sequence[SharedTensor], weights: Tensor) -> Block:
         """A block of some tensors, one after the other; weights: (rows, entries) of the buffer."""
-        columns = torch.cat([self._columns_of(tensor, weights.shape[0] if len(tensors) == 1 else tensor.thetas[0].numel()) for tensor in tensors])
+        columns = torch.cat(
+            [self._columns_of(tensor, weights.shape[0] if len(tensors) == 1 else tensor.thetas[0].numel()) for tensor in tensors]
+        )
 
         def together(parts: Sequence[Tensor]) -> Tensor:
             return torch.cat([part.flatten() for part in parts]).to(weights).view_as(weights)
@@ -153,4 +161,19 @@ class FusedWeights:
             parts = [torch.zeros_like(part).flatten() if part.grad is None else part.grad.flatten() for part in members]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             block.add_ratio_gradient(whole.view(len(block.columns), -1), self._ratios, gradient)
+        if self.penalty is not None:
+            gradient += self.penalty.gradient(self._ratios)
         self.delta.grad = delta_gradient(self.delta.detach(), self._ratios, gradient)
+
+
+def delta_of_ratios(ratios: Tensor) -> Tensor:
+    """A delta whose mixing ratios are those given: eq. 3 inverted, with the largest sigmoid at 1/2 (so that uniform is 0).
+
+    Args:
+        ratios: (sources, ...) positive; a ratio of 0 is taken as 1e-6 of the largest.
+
+    Returns:
+        delta, of the same shape.
+    """
+    relative = (ratios / ratios.amax(dim=0, keepdim=True)).clamp_min(1e-6)
+    return torch.logit(relative / 2)

@@ -1,4 +1,4 @@
-"""Where the mixing ratios start: a delta for ratios that are given, and ratios that even out the scales of the Fisher diagonals."""
+"""Ratios to start from that even out the scales of the Fisher diagonals."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ import torch
 from torch import Tensor
 
 from mergekit3d.adaptation.fused_weights import SharedTensor
-
-
-def delta_of_ratios(ratios: Tensor) -> Tensor:
-    """A delta whose mixing ratios are those given: eq. 3 inverted, with the largest sigmoid at 1/2 (so that uniform is 0).
-
-    Args:
-        ratios: (sources, ...) positive; a ratio of 0 is taken as 1e-6 of the largest.
-
-    Returns:
-        delta, of the same shape.
-    """
-    relative = (ratios / ratios.amax(dim=0, keepdim=True)).clamp_min(1e-6)
-    return torch.logit(relative / 2)
 
 
 def inverse_trace_ratios(tensors: Sequence[SharedTensor]) -> dict[str, list[float]]:

@@ -59,7 +59,7 @@ def epoch_batches(
     one another until there are as many full batches.
 
     Args:
-        store: the subjects, with targets.
+        store: the subjects; batches have targets where it reads them.
         numbers: which of them.
         batch_size: samples a batch.
         patch_size: voxels of a patch; None: whole volumes.
@@ -99,10 +99,14 @@ def _subject_at(subjects: Sequence[int], index: int, seed: int, epoch: int) -> i
     return subjects[int(order[position])]
 
 
-def _sample(prepared: Prepared, patch_size: Shape | None, augment: Sequence[Transform], rng: np.random.Generator) -> tuple[Array, Array]:
-    if prepared.target is None:
-        raise ValueError("training needs subjects that were prepared with their targets")
+def _sample(
+    prepared: Prepared, patch_size: Shape | None, augment: Sequence[Transform], rng: np.random.Generator
+) -> tuple[Array, Array | None]:
     image, target = prepared.image, prepared.target
+    if target is None:
+        nothing = np.zeros((0, *image.shape[1:]), np.uint8)
+        block = (slice(None),) * 3 if patch_size is None else patch_block(nothing, patch_size, rng)
+        return augmented(image[..., *block], nothing[..., *block], augment, rng)[0], None
     if patch_size is not None:
         block = patch_block(target, patch_size, rng)
         image, target = image[..., *block], target[..., *block]

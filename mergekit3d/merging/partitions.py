@@ -104,17 +104,54 @@ def check_patterns(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) 
     return problems
 
 
-def ratio_groups(names: Iterable[str], granularity: str) -> dict[str, str]:
+Granularity = str | Mapping[str, Sequence[str]]
+"""What shares a mixing ratio: model, layer, tensor or kernel; or groups by name, each with its globs on parameter names."""
+
+
+def check_groups(granularity: Granularity, names: Sequence[str]) -> list[MergeKit3DError]:
+    """Problems of groups by glob: globs that name no tensor, and tensors that no group names.
+
+    Args:
+        granularity: what shares a mixing ratio; one of the four words has no such problem.
+        names: of the fused tensors.
+    """
+    if isinstance(granularity, str):
+        return []
+    problems: list[MergeKit3DError] = []
+    for group, globs in granularity.items():
+        for glob in globs:
+            if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+                where, todo = (
+                    f"merge.granularity.{group}",
+                    did_you_mean(glob.split(".")[0].strip("*"), {name.split(".")[0] for name in names}),
+                )
+                problems.append(RecipeError("the pattern names no fused tensor", where=where, found=repr(glob), todo=todo))
+    grouped = ratio_groups(names, granularity)
+    missing = [name for name in names if name not in grouped]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        todo = 'add a group for them, such as rest: "*"'
+        problems.append(RecipeError("fused tensors are in no group", where="merge.granularity", found=f"{missing[0]}{more}", todo=todo))
+    return problems
+
+
+def ratio_groups(names: Iterable[str], granularity: Granularity) -> dict[str, str]:
     """The group whose ratio a tensor uses.
 
     Args:
         names: names of the shared tensors.
         granularity: model (one group), layer (a weight shares with its bias), tensor, or kernel (as layer; the group then
-            has one ratio an output channel).
+            has one ratio an output channel); or groups by globs, of which the first that fits decides.
 
     Returns:
-        Name of the group for every tensor, in the order given.
+        Name of the group for every tensor, in the order given; a tensor that no group names is left out.
     """
+    if not isinstance(granularity, str):
+        named = {
+            name: [group for group, globs in granularity.items() if any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+            for name in names
+        }
+        return {name: fitting[0] for name, fitting in named.items() if fitting}
     by_granularity: Mapping[str, Callable[[str], str]] = {"model": lambda _: "model", "layer": layer_of, "tensor": str, "kernel": layer_of}
     group = by_granularity[granularity]
     return {name: group(name) for name in names}

@@ -13,7 +13,7 @@ from mergekit3d.checkpoints import Checkpoint, TaskSpec, TensorEntry
 from mergekit3d.checkpoints.checkpoint import FLOATS
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import MergeMethod
-from mergekit3d.merging.partitions import BUFFERS, PRIVATE, SHARED, ratio_groups
+from mergekit3d.merging.partitions import BUFFERS, PRIVATE, SHARED, check_groups, ratio_groups
 from mergekit3d.plan.sources import Source
 from mergekit3d.recipe.models import MergeModel
 from mergekit3d.registry import did_you_mean
@@ -112,6 +112,9 @@ class Outcomes:
                 plans[name] = plan
         if conflicts:
             problems.add(self._conflict(conflicts))
+        grouped = [plan.entry.name for plan in plans.values() if plan.outcome in (FUSED, EXPANDED)]
+        for problem in check_groups(self.merge.granularity, grouped):
+            problems.add(problem)
         return tuple(plans.values()) if not conflicts else ()
 
     @cached_property
@@ -158,7 +161,7 @@ class Outcomes:
         statistics = entry.name.rpartition(".")[2] in BUFFERS
         detail = "running statistics have no Fisher information: averaged by the ratios" if statistics and self.method.uses_fisher else None
         has_fisher = self.method.uses_fisher and not statistics
-        plan = TensorPlan(entry, SHARED, FUSED, group=self._groups[entry.name], detail=detail, has_fisher=has_fisher)
+        plan = TensorPlan(entry, SHARED, FUSED, group=self._groups.get(entry.name), detail=detail, has_fisher=has_fisher)
         # An adaptation has gathered the running statistics of its own data.
         return self._adapted(plan) if statistics else plan
 

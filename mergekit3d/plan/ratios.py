@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.errors import InputError, RecipeError
+from mergekit3d.merging.partitions import Granularity
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.registry import did_you_mean
 from mergekit3d.storage.atomic import write_json
 from mergekit3d.textfiles import read_json_object
 
 ADAPTED_RATIOS = Path("adapt") / "ratios.json"
+KEY = "merge.ratios"
 GroupRatios = Sequence[float] | Sequence[Sequence[float]]
 
 
@@ -25,21 +27,26 @@ class Ratios:
 
     Args:
         sources: names, in the order of the ratios.
-        granularity: model, layer, tensor or kernel.
+        granularity: model, layer, tensor or kernel; or groups by name, each with its globs.
         layers: one ratio a source for every group; for kernel, one list over the output channels a source.
     """
 
     sources: tuple[str, ...]
-    granularity: str
+    granularity: Granularity
     layers: Mapping[str, GroupRatios]
 
     def as_json(self) -> dict[str, Any]:
         """The content of ratios.json."""
         return {
             "sources": list(self.sources),
-            "granularity": self.granularity,
+            "granularity": granularity_as_json(self.granularity),
             "layers": {name: list(row) for name, row in self.layers.items()},
         }
+
+
+def granularity_as_json(granularity: Granularity) -> str | dict[str, list[str]]:
+    """Plain data: a word, or lists of globs by group."""
+    return granularity if isinstance(granularity, str) else {group: list(globs) for group, globs in granularity.items()}
 
 
 def write_ratios(path: Path, ratios: Ratios) -> None:
@@ -60,7 +67,8 @@ def read_ratios(path: Path) -> Ratios:
         ratios = Ratios(tuple(content["sources"]), content["granularity"], dict(content["layers"]))
         good = all(len(row) == len(ratios.sources) and _is_distribution(row) for row in ratios.layers.values())
         good = good and all(isinstance(name, str) for name in ratios.sources)
-    except (ValueError, KeyError, TypeError) as error:
+        granularity_as_json(ratios.granularity)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             "damaged mixing ratios", where=path, wanted="sources, granularity and layers", found=type(error).__name__
         ) from error
@@ -87,13 +95,14 @@ def ratios_path(loaded: LoadedRecipe) -> Path | None:
     return None
 
 
-def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str], *, normalised: bool = True) -> Ratios:
+def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str], *, normalised: bool = True, key: str = KEY) -> Ratios:
     """The ratios of every group of a fusion.
 
     Args:
         loaded: the recipe.
         groups: names of the groups, as of `ratio_groups`, in the order of the network.
         normalised: whether they are scaled to sum to 1 over the sources; else they are coefficients of any sign, 1 by default.
+        key: of the recipe, that errors name.
 
     Raises:
         InputError: a ratio file that is missing, damaged or of other sources or layers.
@@ -105,18 +114,34 @@ def resolve_ratios(loaded: LoadedRecipe, groups: Sequence[str], *, normalised: b
     if path is not None:
         return _from_file(read_ratios(path), path, names, recipe.merge.granularity, groups)
     given = recipe.merge.ratios if isinstance(recipe.merge.ratios, dict) else {}
-    _check_given(given, groups, names, normalised=normalised)
-    rows: dict[str, GroupRatios] = {group: _scaled(row, normalised=normalised) for group, row in _rows(given, groups, names).items()}
+    _check_given(given, groups, names, normalised=normalised, key=key)
+    rows: dict[str, GroupRatios] = {
+        group: _scaled(row, normalised=normalised, key=key) for group, row in _rows(given, groups, names).items()
+    }
     return Ratios(names, recipe.merge.granularity, rows)
 
 
-def _from_file(ratios: Ratios, path: Path, names: tuple[str, ...], granularity: str, groups: Sequence[str]) -> Ratios:
+def check_start(rows: Mapping[str, GroupRatios]) -> None:
+    """Refuse ratios of 0, which no delta has.
+
+    Raises:
+        RecipeError: there is one.
+    """
+    for group, row in rows.items():
+        flat = [value for part in row for value in (part if isinstance(part, Sequence) else (part,))]
+        if min(flat) <= 0:
+            wanted = "a ratio above 0 for each source"
+            raise RecipeError("cannot start from these ratios", where="adapt.ratios", wanted=wanted, found=f"0 in {group}")
+
+
+def _from_file(ratios: Ratios, path: Path, names: tuple[str, ...], granularity: Granularity, groups: Sequence[str]) -> Ratios:
     if sorted(ratios.sources) != sorted(names):
         raise InputError(
             "the mixing ratios are of other sources", where=path, wanted=", ".join(names), found=", ".join(map(str, ratios.sources))
         )
-    if ratios.granularity != granularity:
-        raise InputError("the mixing ratios are of another granularity", where=path, wanted=granularity, found=ratios.granularity)
+    wanted, found = granularity_as_json(granularity), granularity_as_json(ratios.granularity)
+    if wanted != found:
+        raise InputError("the mixing ratios are of another granularity", where=path, wanted=wanted, found=found)
     missing = [group for group in groups if group not in ratios.layers]
     if missing:
         raise InputError(
@@ -131,38 +156,38 @@ def _from_file(ratios: Ratios, path: Path, names: tuple[str, ...], granularity: 
     return Ratios(names, granularity, rows)
 
 
-def _check_given(given: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...], *, normalised: bool) -> None:
+def _check_given(given: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...], *, normalised: bool, key: str) -> None:
     """Refuse what would be passed over: globs that name no group, unknown sources, the two forms mixed."""
     globs = {glob: row for glob, row in given.items() if isinstance(row, dict)}
     if globs and len(globs) != len(given):
         odd = next(name for name in given if name not in globs)
         todo = "give ratios by source, or by glob and source (* for all others)"
-        raise RecipeError("ratios by source and by glob do not mix", where="merge.ratios", found=odd, todo=todo)
+        raise RecipeError("ratios by source and by glob do not mix", where=key, found=odd, todo=todo)
     for glob in globs:
         if not any(fnmatch.fnmatchcase(group, glob) for group in groups):
-            raise RecipeError("the pattern names no ratio", where="merge.ratios", found=repr(glob), todo=did_you_mean(glob, groups[:6]))
+            raise RecipeError("the pattern names no ratio", where=key, found=repr(glob), todo=did_you_mean(glob, groups[:6]))
     for row in globs.values() or ([given] if given else []):
-        _check_row(row, groups, names, normalised=normalised)
+        _check_row(row, groups, names, normalised=normalised, key=key)
 
 
-def _check_row(row: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...], *, normalised: bool) -> None:
+def _check_row(row: Mapping[str, Any], groups: Sequence[str], names: tuple[str, ...], *, normalised: bool, key: str) -> None:
     for name in row:
         if name not in names:
-            raise RecipeError("a ratio for an unknown source", where="merge.ratios", found=name, todo=did_you_mean(name, names))
+            raise RecipeError("a ratio for an unknown source", where=key, found=name, todo=did_you_mean(name, names))
     missing = [name for name in names if name not in row]
     if missing:
         todo = "give every source one (0 leaves it out)"
-        raise RecipeError("a source without a ratio", where="merge.ratios", found=missing[0], todo=todo)
+        raise RecipeError("a source without a ratio", where=key, found=missing[0], todo=todo)
     anchors = {name: _anchors(value) for name, value in row.items()}
     along = next((name for name, values in anchors.items() if len(values) > 1), None)
     if along is not None and groups == ["model"]:
         todo = "set merge.granularity: layer"
-        raise RecipeError("one ratio for the whole model cannot follow its depth", where="merge.ratios", found=along, todo=todo)
+        raise RecipeError("one ratio for the whole model cannot follow its depth", where=key, found=along, todo=todo)
     lowest = min(value for values in anchors.values() for value in values)
     if normalised and lowest < 0:
-        raise RecipeError("a ratio below 0", where="merge.ratios", found=lowest, todo="only methods that add task vectors take one")
+        raise RecipeError("a ratio below 0", where=key, found=lowest, todo="only methods that add task vectors take one")
     if all(value == 0 for values in anchors.values() for value in values):
-        raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
+        raise RecipeError("ratios that are all 0", where=key, todo="give at least one source a ratio above 0")
 
 
 def _anchors(value: Any) -> Sequence[float]:
@@ -192,10 +217,10 @@ def _at_depth(anchors: Sequence[float], depth: float) -> float:
     return float(anchors[below] if share == 0 else anchors[below] * (1 - share) + anchors[below + 1] * share)
 
 
-def _scaled(row: Sequence[float], *, normalised: bool) -> list[float]:
+def _scaled(row: Sequence[float], *, normalised: bool, key: str) -> list[float]:
     if not normalised:
         return [float(value) for value in row]
     total = float(sum(row))
     if total <= 0:
-        raise RecipeError("ratios that are all 0", where="merge.ratios", todo="give at least one source a ratio above 0")
+        raise RecipeError("ratios that are all 0", where=key, todo="give at least one source a ratio above 0")
     return [float(value) / total for value in row]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit3d.checkpoints.metadata import TaskSpec
 from mergekit3d.datasets.find import find_dataset, select
 from mergekit3d.datasets.labels import check_outputs, output_set
-from mergekit3d.datasets.split import Part, Split, split_by_file, split_subjects
+from mergekit3d.datasets.split import PARTS, Part, Split, split_by_file, split_subjects
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
-from mergekit3d.errors import RecipeError
+from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import SplitModel, TargetModel
 
@@ -62,13 +62,14 @@ def task_of_target(loaded: LoadedRecipe, target: TargetModel) -> TaskSpec:
     return task
 
 
-def open_cohort(loaded: LoadedRecipe, target: TargetModel | None, *, key: str = "target") -> Cohort:
+def open_cohort(loaded: LoadedRecipe, target: TargetModel | None, *, key: str = "target", labelled: Sequence[str] = PARTS) -> Cohort:
     """Find the subjects of a target and split them.
 
     Args:
         loaded: the recipe.
         target: its target, or that of a source.
         key: where the target stands in the recipe, for error texts.
+        labelled: the parts of the split whose subjects need label maps.
 
     Raises:
         MergeKit3DError: no target, no data, subjects without a modality or labels, too few subjects.
@@ -78,11 +79,11 @@ def open_cohort(loaded: LoadedRecipe, target: TargetModel | None, *, key: str = 
     task = task_of_target(loaded, target)
     found = find_dataset(loaded.data_path(target.data), target.layout)
     vocabulary = found.vocabulary.for_outputs(task.outputs)
-    subjects = select(found, task.modalities, need_labels=True)
+    subjects = select(found, task.modalities, need_labels=set(labelled) == set(PARTS))
     dataset = Dataset(found.root, found.layout, subjects, vocabulary)
     names = [subject.name for subject in subjects]
     if isinstance(target.split, Path):
-        return Cohort(dataset, task, split_by_file(names, loaded.input_path(target.split)))
+        return _with_labels(Cohort(dataset, task, split_by_file(names, loaded.input_path(target.split))), labelled)
     model = target.split
     split = split_subjects(
         names,
@@ -92,7 +93,23 @@ def open_cohort(loaded: LoadedRecipe, target: TargetModel | None, *, key: str = 
         skip=model.skip,
         seed=model.seed,
     )
-    return Cohort(dataset, task, split)
+    return _with_labels(Cohort(dataset, task, split), labelled)
+
+
+def _with_labels(cohort: Cohort, parts: Sequence[str]) -> Cohort:
+    """The cohort, whose subjects of these parts have label maps.
+
+    Raises:
+        InputError: one has none; `Problems` where several have none.
+    """
+    problems = ProblemCollector()
+    for part in parts:
+        for subject in cohort.subjects(part):
+            if subject.label is None:
+                todo = f"add it, or leave the subject out of target.split.{part}"
+                problems.add(InputError("a subject has no label map", where=f"subject {subject.name}", todo=todo))
+    problems.raise_if_any()
+    return cohort
 
 
 def with_split(target: TargetModel, split: SplitModel) -> TargetModel:

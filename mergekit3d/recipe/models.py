@@ -17,6 +17,14 @@ Spacing = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], An
 Outputs = str | dict[str, tuple[Count, ...] | Count]
 
 
+def _one_or_several(value: Any) -> Any:
+    """One glob may stand without a list around it."""
+    return (value,) if isinstance(value, str) else value
+
+
+Globs = Annotated[tuple[str, ...], BeforeValidator(_one_or_several), Field(min_length=1)]
+
+
 def _true_is_a_word(value: Any) -> Any:
     """YAML reads ``true`` as a boolean; here it is the name of an estimator."""
     return "true" if value is True else value
@@ -111,14 +119,58 @@ class TrainModel(TrainingModel):
     )
 
 
+class RatioPenaltyModel(Model):
+    """A penalty on mixing ratios that are far from uniform."""
+
+    by: Literal["entropy", "uniform"] = Field(description="entropy that is missing to log T, or squared distance to 1/T")
+    strength: float = Field(description="what the mean over all ratios is multiplied by; below 0 it drives them apart")
+
+
+class ObjectiveModel(Model):
+    """A mix of objectives, by weight."""
+
+    supervised: Ratio = Field(1.0, description="weight of the loss on the labelled training subjects")
+    entropy: Ratio = Field(0.0, description="weight of the entropy of the prediction")
+
+    @model_validator(mode="after")
+    def _has_one(self) -> ObjectiveModel:
+        if self.supervised + self.entropy <= 0:
+            raise ValueError("give one of the objectives a weight above 0")
+        return self
+
+
+def _by_word(value: Any) -> Any:
+    """One objective alone may stand by its name."""
+    if isinstance(value, str):
+        if value not in ObjectiveModel.model_fields:
+            raise ValueError("give supervised, entropy, or weights of the two")
+        return {"supervised": 0, "entropy": 0, value: 1}
+    return value
+
+
 class AdaptModel(TrainingModel):
     """Learning of the mixing ratios together with the private tensors."""
 
     epochs: PositiveInt = Field(20, description="epochs at most")
     patience: PositiveInt | None = Field(5, description="epochs without a better validation loss before stopping; null: never")
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="of the validation loss that stopping looks at (0: none)")
     ratio_learning_rate: Annotated[float, Field(gt=0)] = Field(0.05, description="of delta, the parameters of the mixing ratios")
-    ratios: Literal["uniform"] | dict[Name, Ratio] = Field("uniform", description="where the ratios start: uniform, or by source")
+    ratios: str | dict[str, Coefficient | dict[str, Coefficient]] = Field(
+        "uniform", description="where the ratios start: uniform, by source, by glob and source, or a file of ratios"
+    )
     normalise_fisher: bool = Field(False, description="start as if every Fisher diagonal had the same trace (an offset of delta)")
+    regularise: RatioPenaltyModel | None = Field(None, description="penalty on ratios that are far from uniform")
+    objective: Annotated[ObjectiveModel, BeforeValidator(_by_word)] = Field(
+        ObjectiveModel(),
+        description="supervised (loss on labelled subjects), entropy (of the prediction: delta alone is learned, private tensors stay a source's), "
+        "or both by weight",
+    )
+    unlabelled: str | None = Field(
+        None, description="folder of scans without labels, or a name from data, for the entropy; left out: the training subjects"
+    )
+    private: str | None = Field(
+        None, description="private tensors to start from: random or a source's name; left out: as merge.private, else random"
+    )
 
 
 class FinetuneModel(TrainingModel):
@@ -167,7 +219,9 @@ class MergeModel(Model):
     """How the sources are fused."""
 
     method: str = Field("timm", description="merge method; see mergekit3d methods")
-    granularity: Literal["model", "layer", "tensor", "kernel"] = Field("layer", description="what shares one mixing ratio")
+    granularity: Literal["model", "layer", "tensor", "kernel"] | Annotated[dict[Name, Globs], Field(min_length=1)] = Field(
+        "layer", description="what shares one mixing ratio: model, layer, tensor, kernel, or groups by name, each a glob or several"
+    )
     parameters: dict[str, Any] = Field({}, description="of the method; see mergekit3d methods")
     base: str | None = Field(
         None, description="source or checkpoint that the others were trained from, for methods that work on differences from it"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,16 @@ from mergekit3d.options import Options
 from mergekit3d.plan.network import Start
 from mergekit3d.plan.target import Cohort
 from mergekit3d.plots.logs import read_log
-from mergekit3d.progress import Reporter
+from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import TrainingModel
 from mergekit3d.storage.seal import json_digest
+from mergekit3d.training.objective import SUPERVISED, Objective
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from mergekit3d.datasets import Dataset
     from mergekit3d.training.loop import FitResult, Trainable, TrainingData
     from mergekit3d.training.settings import TrainingSettings
 
@@ -82,6 +85,8 @@ class Stage:
         out: folder for best, last, log and picture.
         seed: of initialisation, order, augmentation and dropout.
         provenance: what else the checkpoints tell of their making.
+        objective: what the steps minimise.
+        unlabelled: scans without labels for its entropy; None: the training subjects.
     """
 
     method: str
@@ -92,6 +97,8 @@ class Stage:
     out: Path
     seed: int
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    objective: Objective = SUPERVISED
+    unlabelled: Dataset | None = None
 
     def metadata(self, **provenance: Any) -> Metadata:
         """Metadata of a checkpoint that this stage writes."""
@@ -203,11 +210,13 @@ def fit_stage(
             "no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects"
         )
     write_split(stage.out / "split.json", stage.cohort.split)
-    store = open_store(stage.cohort, ("train", "validation"), reporter)
+    # Labels of the training subjects are not looked at where only their entropy counts; they may not be there.
+    parts = ("train", "validation") if stage.objective.supervised else ("validation",)
+    store = open_store(stage.cohort, parts, reporter)
     return fit(
         trainable,
-        training_data(stage, store),
-        settings_of(stage.settings),
+        training_data(stage, store, reporter=reporter),
+        _settings(stage),
         runtime=resolve_runtime(options.device, options.precision),
         folder=stage.out,
         exclusive=stage.cohort.task.exclusive,
@@ -217,7 +226,14 @@ def fit_stage(
         resume=options.resume,
         identity=stage.identity(),
         draw=_draw(stage),
+        objective=stage.objective,
     )
+
+
+def _settings(stage: Stage) -> TrainingSettings:
+    """The loop's settings; a step of pairs takes twice as many batches."""
+    settings = settings_of(stage.settings)
+    return replace(settings, accumulate=2 * settings.accumulate) if stage.objective.in_pairs else settings
 
 
 def check_patch(stage: Stage) -> None:
@@ -255,18 +271,22 @@ def numbers_of(cohort: Cohort, part: str) -> list[int]:
     return [number for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in names]
 
 
-def training_data(stage: Stage, store: SubjectStore) -> TrainingData:
-    """Batches of a stage: training patches or volumes by epoch, validation subjects whole."""
+def training_data(stage: Stage, store: SubjectStore, *, reporter: Reporter = SILENT) -> TrainingData:
+    """Batches of a stage: training patches or volumes by epoch, validation subjects whole.
+
+    Where the objective has an entropy of scans of its own, batches with and without targets take turns; where it has nothing else,
+    none has targets.
+    """
     from mergekit3d.training.loop import TrainingData
 
     multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
     train, validation, settings = numbers_of(stage.cohort, "train"), numbers_of(stage.cohort, "validation"), stage.settings
     augment: list[Transform] = [flips([AXES.index(axis) for axis in settings.augment.flip])] if settings.augment.flip else []
 
-    def batches(epoch: int) -> Iterable[Batch]:
+    def batches_of(store: SubjectStore, numbers: Sequence[int], epoch: int) -> Iterator[Batch]:
         return epoch_batches(
             store,
-            train,
+            numbers,
             batch_size=settings.batch_size,
             patch_size=settings.patch_size,
             multiple_of=multiple_of,
@@ -276,11 +296,39 @@ def training_data(stage: Stage, store: SubjectStore) -> TrainingData:
             augment=augment,
         )
 
+    unlabelled = _unlabelled_store(stage, reporter)
+
+    def batches(epoch: int) -> Iterable[Batch]:
+        if unlabelled is None:
+            return batches_of(store, train, epoch)
+        if not stage.objective.in_pairs:
+            return batches_of(unlabelled, unlabelled.numbers, epoch)
+        return _in_turns(batches_of(store, train, epoch), lambda: batches_of(unlabelled, unlabelled.numbers, epoch))
+
     return TrainingData(
         train=batches,
         validation=lambda: whole_volume_batches(store, validation, multiple_of=multiple_of),
         region_names=tuple(stage.cohort.task.outputs),
     )
+
+
+def _unlabelled_store(stage: Stage, reporter: Reporter) -> SubjectStore | None:
+    """Subjects whose label maps are not read; None where every batch has targets. A subject of the cohort keeps its number."""
+    if stage.objective.supervised and not stage.objective.in_pairs:
+        return None
+    dataset = stage.unlabelled if stage.unlabelled is not None else stage.cohort.dataset
+    numbered = dict(enumerate(dataset.subjects, 1))
+    if stage.unlabelled is None:
+        numbered = {number: numbered[number] for number in numbers_of(stage.cohort, "train")}
+    return SubjectStore(numbered, stage.cohort.task, vocabulary=dataset.vocabulary, with_target=False, reporter=reporter)
+
+
+def _in_turns(labelled: Iterator[Batch], unlabelled: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+    """One of the first, one of the second, and so on until the first end; the second begin anew when they end."""
+    others = itertools.chain.from_iterable(unlabelled() for _ in itertools.count())
+    for batch in labelled:
+        yield batch
+        yield next(others)
 
 
 def cpu_state(network: nn.Module) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from mergekit3d.training.interruption import Interruption, catch_signals
 from mergekit3d.training.live import LiveLine
 from mergekit3d.training.log import Row, write_log
 from mergekit3d.training.loss import LOSSES
+from mergekit3d.training.objective import SUPERVISED, Objective
 from mergekit3d.training.optimizers import make_optimizer, set_rate
 from mergekit3d.training.schedule import SCHEDULES
 from mergekit3d.training.settings import TrainingSettings
@@ -111,6 +112,7 @@ def fit(
     resume: bool = False,
     reporter: Reporter = SILENT,
     draw: Callable[[Path], None] | None = None,
+    objective: Objective = SUPERVISED,
 ) -> FitResult:
     """Train until the validation loss has converged, or for all epochs.
 
@@ -129,6 +131,7 @@ def fit(
         resume: go on from the snapshot, where there is one.
         reporter: where progress goes.
         draw: draws progress.png into the folder, from its log.csv; called every few minutes and at the end.
+        objective: what the steps minimise; the validation loss is always that of the labels.
 
     Returns:
         How it ended.
@@ -155,6 +158,7 @@ def fit(
             identity=identity,
             reporter=reporter,
             draw=draw,
+            objective=objective,
             signals=signals,
         )
         loop.begin(resume=resume)
@@ -178,6 +182,7 @@ class _Loop:
     identity: str
     reporter: Reporter
     draw: Callable[[Path], None] | None
+    objective: Objective
     signals: Interruption
 
     def __post_init__(self) -> None:
@@ -186,6 +191,7 @@ class _Loop:
         self.parameters: list[Tensor] = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.trained = Trained(self.network, self.parameters, self.optimizer)
         self.loss, self.schedule = LOSSES.get(self.settings.loss), SCHEDULES.get(self.settings.schedule)
+        self.step_loss = self.objective.of(self.loss)
         self.snapshot = self.folder / SNAPSHOT_NAME
         self.progress = Progress()
         self.live = LiveLine(self.data.region_names, self.settings.epochs)
@@ -256,11 +262,11 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for batch in group:
-            assert batch.targets is not None
-            images, targets = (part.to(self.runtime.device, non_blocking=True) for part in (batch.images, batch.targets))
+            images = batch.images.to(self.runtime.device, non_blocking=True)
+            targets = None if batch.targets is None else batch.targets.to(self.runtime.device, non_blocking=True)
             with self.runtime.autocast():
                 logits = self.network(images)
-            loss = self.loss(logits, targets, self.exclusive)
+            loss = self.step_loss(logits, targets, self.exclusive)
             torch.autograd.backward(loss / len(group))
             losses.append(loss.detach())
         self.trainable.after_backward()

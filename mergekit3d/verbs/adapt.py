@@ -7,21 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mergekit3d.checkpoints import save_tensors
-from mergekit3d.engine.combining import widened
+from mergekit3d.datasets.split import PARTS
 from mergekit3d.engine.correspondence import sampled_cosines, warnings_on
-from mergekit3d.engine.values import combine
-from mergekit3d.errors import RecipeError
+from mergekit3d.errors import ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS
-from mergekit3d.merging.partitions import BUFFERS
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
 from mergekit3d.plan.network import fusion_start
-from mergekit3d.plan.outcomes import FUSED, TensorPlan
-from mergekit3d.plan.ratios import Ratios, read_ratios, write_ratios
-from mergekit3d.plan.target import open_cohort
+from mergekit3d.plan.outcomes import EXPANDED, RANDOM
+from mergekit3d.plan.ratios import Ratios, check_start, read_ratios, resolve_ratios, write_ratios
+from mergekit3d.plan.target import Cohort, open_cohort
+from mergekit3d.plots.path import plot_path
 from mergekit3d.plots.ratios import plot_ratios
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
@@ -29,13 +26,16 @@ from mergekit3d.recipe.models import AdaptModel
 from mergekit3d.storage.lock import output_lock
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from mergekit3d.adaptation import FusedWeights, SharedTensor
+    from mergekit3d.adaptation import FusedWeights
+    from mergekit3d.datasets import Dataset
     from mergekit3d.training.cohort import Stage
     from mergekit3d.training.loop import FitResult, Trainable
+    from mergekit3d.training.objective import Objective
 
-RATIOS_NAME, CHECKPOINT_NAME, PICTURE_NAME = "ratios.json", "checkpoint.safetensors", "ratios.png"
+RATIOS_NAME, CHECKPOINT_NAME = "ratios.json", "checkpoint.safetensors"
+PICTURE_NAME, PATH_NAME = "ratios.png", "path.png"
 DELTA = "mergekit3d.delta"
 """Name under which the loop carries delta beside the network's tensors; it is never written into a checkpoint."""
 
@@ -49,6 +49,7 @@ class AdaptResult:
         checkpoint: the fused network with the adapted private tensors.
         log: learning curve, with the ratios' path.
         picture: ratios by layer.
+        path: how they went there, epoch by epoch.
         epochs: epochs trained.
         best_epoch: the epoch whose ratios were kept, from 1.
         validation_loss: at that epoch; None without validation subjects.
@@ -61,6 +62,7 @@ class AdaptResult:
     checkpoint: Path
     log: Path
     picture: Path
+    path: Path
     epochs: int
     best_epoch: int
     validation_loss: float | None
@@ -70,7 +72,7 @@ class AdaptResult:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        paths = {key: str(getattr(self, key)) for key in ("ratios", "checkpoint", "log", "picture")}
+        paths = {key: str(getattr(self, key)) for key in ("ratios", "checkpoint", "log", "picture", "path")}
         return {**vars(self), **paths, "layers": dict(self.layers)}
 
     def lines(self) -> list[str]:
@@ -110,34 +112,82 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
     """Learn the ratios of a recipe that is loaded already; see `adapt`."""
     from mergekit3d.training.cohort import Stage, refuse_trained
 
-    out = loaded.out / "adapt"
+
+    out, settings = loaded.out / "adapt", loaded.recipe.adapt
     refuse_trained(out, options)
-    cohort = open_cohort(loaded, loaded.recipe.target)
+    objective = _objective(settings)
+    cohort = open_cohort(loaded, loaded.recipe.target, labelled=PARTS if objective.supervised else ("validation",))
     seed = loaded.recipe.seed if options.seed is None else options.seed
+    if settings.private is not None:
+        loaded = loaded.changed(merge=loaded.recipe.merge.model_copy(update={"private": settings.private}))
     plan = plan_fusion(loaded, seed=seed, uniform=True)
-    if not plan.method.learnable:
-        able = " or ".join(name for name, method in METHODS.items() if method.learnable)
-        raise RecipeError(f"the ratios of {plan.method.name} cannot be learned", where="merge.method", wanted=able)
-    if len(plan.sources) < 2:
-        raise RecipeError("one source has no ratios to learn", where="sources", wanted="two or more")
+    initial = _check(loaded, plan, settings, objective)
     for line in warnings_on(sampled_cosines(plan), plan.sources[0].name):
         reporter.warn(line)
     start = fusion_start(plan)
     digests = [
         {"name": s.name, "checkpoint": s.checkpoint.digest, "fisher": None if s.fisher is None else s.fisher.digest} for s in plan.sources
     ]
-    stage = Stage("adapt", loaded, cohort, loaded.recipe.adapt, start, out, seed, {"sources": digests})
+    unlabelled = _unlabelled(loaded, cohort, settings, objective)
+    stage = Stage("adapt", loaded, cohort, settings, start, out, seed, {"sources": digests}, objective, unlabelled)
     with output_lock(out):
-        return _run(stage, plan, loaded.recipe.adapt, options=options, reporter=reporter)
+        return _run(stage, plan, settings, initial, options=options, reporter=reporter)
 
 
-def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, *, options: Options, reporter: Reporter) -> AdaptResult:
+def _objective(settings: AdaptModel) -> Objective:
+    """The objective that a recipe names; entropy of scans of their own comes in batches of their own."""
+    from mergekit3d.training.objective import Objective
+
+    supervised, entropy = settings.objective.supervised, settings.objective.entropy
+    if settings.unlabelled is not None and not entropy:
+        todo = "set adapt.objective: entropy, or {supervised: 1, entropy: 0.1}"
+        raise RecipeError("scans without labels are of no use to this objective", where="adapt.unlabelled", todo=todo)
+    return Objective(supervised, entropy, in_pairs=bool(supervised) and settings.unlabelled is not None)
+
+
+def _unlabelled(loaded: LoadedRecipe, cohort: Cohort, settings: AdaptModel, objective: Objective) -> Dataset | None:
+    """The scans without labels; None where the training subjects are taken."""
+    from mergekit3d.datasets import Dataset, find_dataset, select
+
+    if settings.unlabelled is None or not objective.entropy:
+        return None
+    target = loaded.recipe.target
+    found = find_dataset(loaded.data_path(settings.unlabelled), "auto" if target is None else target.layout)
+    return Dataset(found.root, found.layout, select(found, cohort.task.modalities, need_labels=False), found.vocabulary)
+
+
+def _check(loaded: LoadedRecipe, plan: FusionPlan, settings: AdaptModel, objective: Objective) -> Ratios:
+    """Refuse what cannot be adapted; returns the ratios to start from."""
+    problems = ProblemCollector()
+    if not plan.method.learnable:
+        able = " or ".join(name for name, method in METHODS.items() if method.learnable)
+        problems.add(RecipeError(f"the ratios of {plan.method.name} cannot be learned", where="merge.method", wanted=able))
+    if len(plan.sources) < 2:
+        problems.add(RecipeError("one source has no ratios to learn", where="sources", wanted="two or more"))
+    random = [tensor for tensor in plan.tensors if tensor.outcome in (RANDOM, EXPANDED)]
+    if not objective.supervised and random:
+        found = f"{random[0].entry.name} is {random[0].outcome}" + (f", {len(random) - 1} more are not" if len(random) > 1 else "")
+        todo = "set adapt.private to a source of the target's regions and modalities, or give the loss a weight in adapt.objective"
+        failed = "the entropy of a prediction teaches nothing to weights that no source has"
+        problems.add(RecipeError(failed, where="adapt.objective", wanted="private tensors of a source", found=found, todo=todo))
+    groups = list(plan.ratios.layers)
+    with_start = loaded.changed(merge=loaded.recipe.merge.model_copy(update={"ratios": settings.ratios}))
+    initial = problems.attempt(lambda: resolve_ratios(with_start, groups, key="adapt.ratios"))
+    if initial is not None:
+        problems.attempt(lambda: check_start(initial.layers))
+    problems.raise_if_any()
+    assert initial is not None
+    return initial
+
+
+def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ratios, *, options: Options, reporter: Reporter) -> AdaptResult:
+    from mergekit3d.adaptation.from_plan import as_fused
     from mergekit3d.training.cohort import describe, finished, fit_stage
 
     done = finished(stage, stage.out / CHECKPOINT_NAME, options)
     if done is not None:
         return _result(stage.out, done)
-    trainable, fused = _trainable(stage, plan, settings, options)
+    trainable, fused = _trainable(stage, plan, settings, initial, options)
     reporter.info(f"adapt: {describe(stage)}; {len(fused.groups)} ratios a source")
 
     def save(name: str, tensors: dict[str, Tensor]) -> None:
@@ -145,22 +195,25 @@ def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, *, options: Optio
         if name != "best":
             return
         ratios = Ratios(plan.ratios.sources, plan.ratios.granularity, fused.ratios_by_group(tensors[DELTA]))
-        tensors = {**tensors, **_as_fused(plan, ratios)}
         write_ratios(stage.out / RATIOS_NAME, ratios)
         plot_ratios(ratios.as_json(), stage.out / PICTURE_NAME)
-        save_tensors(stage.out / CHECKPOINT_NAME, {key: value for key, value in tensors.items() if key != DELTA}, stage.metadata())
+        whole = {**{key: value for key, value in tensors.items() if key != DELTA}, **as_fused(plan, ratios)}
+        save_tensors(stage.out / CHECKPOINT_NAME, whole, stage.metadata())
 
-    return _result(stage.out, fit_stage(stage, trainable, save, options=options, reporter=reporter))
+    fit = fit_stage(stage, trainable, save, options=options, reporter=reporter)
+    plot_path(stage.out / "log.csv", plan.ratios.sources, stage.out / PATH_NAME)
+    return _result(stage.out, fit)
 
 
-def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, options: Options) -> tuple[Trainable, FusedWeights]:
+def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ratios, options: Options) -> tuple[Trainable, FusedWeights]:
     """The network whose shared parameters follow delta, with delta and the private parameters to train."""
+    from mergekit3d.adaptation.from_plan import fused_weights, log_columns, shared_names
     from mergekit3d.training.cohort import cpu_state
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import Trainable
 
     network = stage.start.build().to(resolve_runtime(options.device, options.precision).device)
-    fused = fused_weights(network, plan, settings)
+    fused = fused_weights(network, plan, settings, initial)
     fused.fuse()
 
     def state() -> dict[str, Tensor]:
@@ -169,12 +222,17 @@ def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, options: Op
 
     shared = shared_names(plan)
     private = [parameter for name, parameter in network.named_parameters() if name not in shared]
+    groups: list[dict[str, Any]] = [{"params": private}]
+    if not stage.objective.supervised:
+        groups = []
+        for parameter in private:
+            parameter.requires_grad_(False)
     trainable = Trainable(
         network=network,
-        parameter_groups=[{"params": private}, {"params": [fused.delta], "lr": settings.ratio_learning_rate, "weight_decay": 0.0}],
+        parameter_groups=[*groups, {"params": [fused.delta], "lr": settings.ratio_learning_rate, "weight_decay": 0.0}],
         before_forward=fused.fuse,
         after_backward=fused.backward,
-        columns=lambda: _columns(fused, plan.ratios.sources),
+        columns=lambda: log_columns(fused, plan.ratios.sources),
         state=state,
     )
     return trainable, fused
@@ -186,6 +244,7 @@ def _result(folder: Path, fit: FitResult) -> AdaptResult:
         checkpoint=folder / CHECKPOINT_NAME,
         log=folder / "log.csv",
         picture=folder / PICTURE_NAME,
+        path=folder / PATH_NAME,
         epochs=fit.epochs,
         best_epoch=fit.best_epoch,
         validation_loss=fit.best_validation_loss,
@@ -193,75 +252,3 @@ def _result(folder: Path, fit: FitResult) -> AdaptResult:
         stopped=fit.stopped,
         layers=read_ratios(folder / RATIOS_NAME).layers,
     )
-
-
-def shared_names(plan: FusionPlan) -> set[str]:
-    """Names of the tensors that the ratios decide: P. What is expanded or random trains with S, running statistics follow the data."""
-    return {tensor.entry.name for tensor in _learned(plan)}
-
-
-def _learned(plan: FusionPlan) -> list[TensorPlan]:
-    fused = [tensor for tensor in plan.owners if tensor.outcome == FUSED]
-    return [tensor for tensor in fused if tensor.entry.name.rpartition(".")[2] not in BUFFERS]
-
-
-def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel) -> FusedWeights:
-    """The network's shared parameters as a function of delta, with the ratios where the recipe starts them."""
-    from mergekit3d.adaptation import FusedWeights, inverse_trace_ratios
-
-    parameters = {name for name, _ in network.named_parameters()}
-    for name in shared_names(plan) - parameters:
-        raise RecipeError("a buffer cannot be adapted", where=name, todo="let partitions.private name it")
-    tensors = [_shared_tensor(plan, tensor.entry.name, tensor.group or "") for tensor in _learned(plan)]
-    groups = list(dict.fromkeys(tensor.group for tensor in tensors))
-    initial: dict[str, list[float]] = {}
-    if isinstance(settings.ratios, dict):
-        row = [float(settings.ratios.get(source.name, 0)) for source in plan.sources]
-        if len(settings.ratios) != len(row) or min(row) <= 0:
-            raise RecipeError("cannot start from these ratios", where="adapt.ratios", wanted="a ratio above 0 for each source")
-        initial = dict.fromkeys(groups, row)
-    if settings.normalise_fisher:
-        scales = inverse_trace_ratios(tensors)
-        uniform = [1 / len(plan.sources)] * len(plan.sources)
-        initial = {group: [a * b for a, b in zip(initial.get(group, uniform), scales.get(group, uniform), strict=True)] for group in groups}
-    return FusedWeights(network, tensors, by_kernel=plan.ratios.granularity == "kernel", initial_ratios=initial or None)
-
-
-def _as_fused(plan: FusionPlan, ratios: Ratios) -> dict[str, Tensor]:
-    """The shared tensors as the command ``fuse`` writes them, to the bit; those that were trained with differ by rounding."""
-    import torch
-
-    fused = {}
-    for tensor in _learned(plan):
-        name = tensor.entry.name
-        thetas, fishers = _values(plan, name)
-        fused[name] = torch.from_numpy(combine(plan, name, thetas, fishers, None, ratios.layers[tensor.group or ""]))
-    return fused
-
-
-def _values(plan: FusionPlan, name: str) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """A tensor of every source, and its Fisher diagonals where the method uses them; float32 or wider."""
-    thetas = [widened(source.checkpoint.read(name)) for source in plan.sources]
-    if not plan.method.uses_fisher:
-        return thetas, None
-    return thetas, [widened(source.fisher.read(name)) for source in plan.sources if source.fisher is not None]
-
-
-def _shared_tensor(plan: FusionPlan, name: str, group: str) -> SharedTensor:
-    import torch
-
-    from mergekit3d.adaptation import SharedTensor
-
-    thetas, fishers = _values(plan, name)
-    return SharedTensor(
-        name, group, torch.from_numpy(np.stack(thetas)), None if fishers is None else torch.from_numpy(np.stack(fishers))
-    )
-
-
-def _columns(fused: FusedWeights, sources: Sequence[str]) -> dict[str, float]:
-    """Columns of log.csv: the ratio of every layer and source (by kernel: its mean)."""
-    return {
-        f"ratio_{group}_{source}": float(np.mean(np.asarray(value)))
-        for group, row in fused.ratios_by_group().items()
-        for source, value in zip(sources, row, strict=True)
-    }

@@ -19,7 +19,7 @@ from mergekit3d.merging.partitions import SHARED, layer_of
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
 from mergekit3d.plan.outcomes import COPIED, EXPANDED, FUSED, RANDOM, TensorPlan
-from mergekit3d.plan.ratios import ratios_path
+from mergekit3d.plan.ratios import granularity_as_json, ratios_path
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.storage.atomic import refuse_existing, temporary_file, write_json
@@ -159,7 +159,7 @@ def _report(plan: FusionPlan, figures: Mapping[str, Figures]) -> dict[str, Any]:
     return {
         "method": plan.method.name,
         "parameters": plan.parameters.model_dump(mode="json"),
-        "granularity": plan.ratios.granularity,
+        "granularity": granularity_as_json(plan.ratios.granularity),
         "sources": list(names),
         "seed": plan.seed,
         "outcomes": dict(Counter(tensor.outcome for tensor in plan.tensors)),

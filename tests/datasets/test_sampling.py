@@ -126,7 +126,12 @@ def test_validation_volumes_come_whole():
     assert next(whole_volume_batches(Store(with_target=False), [1], multiple_of=1)).targets is None
 
 
-def test_training_needs_targets():
-    """Subjects prepared for prediction cannot train."""
-    with pytest.raises(ValueError, match="with their targets"):
-        batches(store=Store(with_target=False))
+@pytest.mark.parametrize("patch_size", [None, (3, 4, 2)])
+def test_subjects_without_targets_give_batches_without(patch_size):
+    """The images are drawn and augmented all the same, and the same ones for the same seed."""
+    first, again = (batches(store=Store(with_target=False), patch_size=patch_size, augment=[flips()]) for _ in range(2))
+
+    assert all(batch.targets is None for batch in first)
+    assert all(torch.equal(batch.images, other.images) for batch, other in zip(first, again, strict=True))
+    if patch_size is not None:
+        assert {patch_size} == {tuple(batch.images.shape[2:]) for batch in first}

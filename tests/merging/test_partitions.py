@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mergekit3d.merging.partitions import Partitions, assign, check_patterns, kinds, layer_of, ratio_groups
+from mergekit3d.merging.partitions import Partitions, assign, check_groups, check_patterns, kinds, layer_of, ratio_groups
 
 SHAPES = {
     "encoder.0.conv.weight": (4, 2, 3, 3, 3),
@@ -90,3 +90,24 @@ def test_groups_share_a_ratio(granularity, expected):
     names = ["a.conv.weight", "a.conv.bias", "token"]
 
     assert dict(zip(names, expected, strict=True)) == ratio_groups(names, granularity)
+
+
+def test_groups_by_glob():
+    """The first group with a fitting glob decides; what none names is left out."""
+    names = ["encoder.0.weight", "encoder.0.bias", "decoder.0.weight", "head.weight"]
+    granularity = {"first": ["*.0.weight"], "encoder": ["encoder.*", "enc"]}
+
+    assert {"encoder.0.weight": "first", "encoder.0.bias": "encoder", "decoder.0.weight": "first"} == ratio_groups(names, granularity)
+
+
+def test_problems_of_groups():
+    """A glob that names nothing, with a guess; tensors that no group names, with what to add."""
+    names = ["encoder.0.weight", "decoder.0.weight", "decoder.1.weight"]
+    texts = [str(problem) for problem in check_groups({"enc": ["encodr.*"], "first": ["encoder.*"]}, names)]
+
+    assert 2 == len(texts)
+    assert "merge.granularity.enc" in texts[0]
+    assert "did you mean 'encoder'" in texts[0]
+    assert "decoder.0.weight and 1 more" in texts[1]
+    assert [] == check_groups("layer", names)
+    assert [] == check_groups({"all": ["*"]}, names)
