@@ -112,7 +112,6 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
     """Learn the ratios of a recipe that is loaded already; see `adapt`."""
     from mergekit3d.training.cohort import Stage, refuse_trained
 
-
     out, settings = loaded.out / "adapt", loaded.recipe.adapt
     refuse_trained(out, options)
     objective = _objective(settings)

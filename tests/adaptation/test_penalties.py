@@ -45,7 +45,7 @@ def test_penalty_draws_ratios_towards_uniform(by):
     """With nothing else to learn from; a negative strength drives them apart."""
     for strength, nearer in ((1.0, True), (-1.0, False)):
         network, tensors = setting()
-        start = dict.fromkeys((tensor.group for tensor in tensors), [0.3, 0.7])
+        start = {tensor.group: [0.3, 0.7] for tensor in tensors}
         fused = FusedWeights(network, tensors, initial_ratios=start, penalty=RatioPenalty(by, strength))
         optimizer = torch.optim.Adam([fused.delta], lr=0.05)
         for _ in range(20):
