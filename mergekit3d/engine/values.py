@@ -108,22 +108,28 @@ def _expanded(plan: FusionPlan, tensor: TensorPlan, random: np.ndarray) -> np.nd
     row = plan.ratios.layers[group]
     values = random.astype(arithmetic_dtype([source.checkpoint.entries[name].dtype for source in plan.sources]))
     for channel, modality in enumerate(plan.task.modalities):
-        having = [
-            (index, source)
-            for index, source in enumerate(plan.sources)
-            if modality in modalities_of(source) and np.any(np.asarray(row[index]) != 0)
-        ]
+        having = sources_with(plan, modality, row)
         if not having or (plan.base is not None and modality not in modalities_of(plan.base)):
             continue
-        thetas = [_channel(source.checkpoint.read(name), source, modality) for _, source in having]
-        fishers = [_channel(read_fisher(source, name), source, modality) for _, source in having] if tensor.has_fisher else None
-        base = None if plan.base is None else _channel(plan.base.checkpoint.read(name), plan.base, modality)
+        thetas = [channel_of(source.checkpoint.read(name), source, modality) for _, source in having]
+        fishers = [channel_of(read_fisher(source, name), source, modality) for _, source in having] if tensor.has_fisher else None
+        base = None if plan.base is None else channel_of(plan.base.checkpoint.read(name), plan.base, modality)
         ratios: Any = [row[index] for index, _ in having]
         values[:, channel] = combine(plan, f"{name}\0{modality}", thetas, fishers, base, ratios, [source.name for _, source in having])
     return values
 
 
-def _channel(values: np.ndarray, source: Source, modality: str) -> np.ndarray:
+def sources_with(plan: FusionPlan, modality: str, row: GroupRatios) -> list[tuple[int, Source]]:
+    """The sources, by number, that an input channel is fused from: they have the modality, and a ratio."""
+    return [
+        (index, source)
+        for index, source in enumerate(plan.sources)
+        if modality in modalities_of(source) and np.any(np.asarray(row[index]) != 0)
+    ]
+
+
+def channel_of(values: np.ndarray, source: Source, modality: str) -> np.ndarray:
+    """The input channel of a modality, (out, X, Y, Z), of a source's tensor."""
     return np.ascontiguousarray(widened(values)[:, modalities_of(source).index(modality)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.partitions import kinds
 from mergekit3d.plan.fusion import FusionPlan
+from mergekit3d.plan.outcomes import COPIED, EXPANDED, RANDOM
 from mergekit3d.recipe.load import LoadedRecipe
 
 if TYPE_CHECKING:
@@ -31,13 +33,13 @@ class Start:
     Args:
         network: architecture with the target's inputs and outputs.
         values: initial value of every tensor, in the network's order.
-        outcomes: number of tensors by outcome: copied, expanded, fused, random.
+        outcomes: of every tensor: copied, expanded, fused, random ...
         origin: digests of the files that the values come from, for provenance.
     """
 
     network: NetworkSpec
     values: Mapping[str, np.ndarray]
-    outcomes: Mapping[str, int]
+    outcomes: Mapping[str, str]
     origin: Mapping[str, Any]
 
     def build(self) -> nn.Module:
@@ -50,7 +52,7 @@ class Start:
 
     def remark(self) -> str:
         """How many tensors come from where, in one line."""
-        return ", ".join(f"{count} {outcome}" for outcome, count in self.outcomes.items() if count)
+        return ", ".join(f"{count} {outcome}" for outcome, count in sorted(Counter(self.outcomes.values()).items()))
 
 
 def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None) -> NetworkSpec:
@@ -77,7 +79,7 @@ def random_start(spec: NetworkSpec, seed: int, initialisation: str = XAVIER) -> 
     """All tensors at random: xavier (as in the paper) or torch."""
     shapes = network_shapes(spec)
     values = initial_tensors(list(shapes), shapes, seed, architecture(spec.name).initial_biases, initialisation)
-    return Start(spec, values, {"random": len(values)}, {})
+    return Start(spec, values, dict.fromkeys(values, RANDOM), {})
 
 
 def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int) -> Start:
@@ -100,7 +102,7 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
     )
     kind_of, input_weight = kinds(shapes), architecture(spec.name).input_weight(shapes)
     biases = architecture(spec.name).initial_biases
-    values, outcomes = {}, {"copied": 0, "expanded": 0, "random": 0}
+    values, outcomes = {}, {}
     for name, shape in shapes.items():
         if name not in checkpoint.entries or len(checkpoint.shapes[name]) != len(shape):
             _refuse_other_network(path, spec, name)
@@ -108,14 +110,14 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         random = initial_tensor(name, shape, kind_of[name], seed, biases)
         same_inputs = name != input_weight or source_task is None or source_task.modalities == task.modalities
         if fits and same_inputs and (name not in heads or same_outputs or (source_task is None and task.channels == shape[0])):
-            values[name], outcome = checkpoint.read(name).astype(random.dtype), "copied"
+            values[name], outcome = checkpoint.read(name).astype(random.dtype), COPIED
         elif name == input_weight and source_task is not None and _channels_fit(checkpoint.shapes[name], shape, source_task):
-            values[name], outcome = _expanded(checkpoint, name, random, source_task, task), "expanded"
+            values[name], outcome = by_modality(checkpoint, name, random, source_task, task), EXPANDED
         elif (name == input_weight and source_task is None) or name in heads:
-            values[name], outcome = random, "random"
+            values[name], outcome = random, RANDOM
         else:
             _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])
-        outcomes[outcome] += 1
+        outcomes[name] = outcome
     return Start(spec, values, outcomes, {"init": checkpoint.digest})
 
 
@@ -127,9 +129,7 @@ def fusion_start(plan: FusionPlan) -> Start:
     shapes = network_shapes(plan.network)
     by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
     values = {name: of_entry(by_name[name].entry) for name in shapes}
-    outcomes: dict[str, int] = {}
-    for name in shapes:
-        outcomes[by_name[name].outcome] = outcomes.get(by_name[name].outcome, 0) + 1
+    outcomes = {name: by_name[name].outcome for name in shapes}
     return Start(plan.network, values, outcomes, {"sources": [source.checkpoint.digest for source in plan.sources]})
 
 
@@ -144,8 +144,9 @@ def _channels_fit(found: Sequence[int], wanted: Sequence[int], task: TaskSpec) -
     return found[1] == len(task.modalities) and found[0] == wanted[0] and tuple(found[2:]) == tuple(wanted[2:])
 
 
-def _expanded(checkpoint: Checkpoint, name: str, random: np.ndarray, source: TaskSpec, task: TaskSpec) -> np.ndarray:
-    values, theirs = random, checkpoint.read(name)
+def by_modality(checkpoint: Checkpoint, name: str, otherwise: np.ndarray, source: TaskSpec, task: TaskSpec) -> np.ndarray:
+    """An input weight whose channels go by the modalities' names; those that the checkpoint does not have are as `otherwise`."""
+    values, theirs = otherwise.copy(), checkpoint.read(name)
     for channel, modality in enumerate(task.modalities):
         if modality in source.modalities:
             values[:, channel] = theirs[:, source.modalities.index(modality)]
