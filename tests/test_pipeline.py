@@ -177,6 +177,58 @@ def test_finetune_starts_from_every_initialisation(trained: Path, init: str, tmp
     assert (tmp_path / "finetune/best.safetensors").is_file()
 
 
+@pytest.mark.parametrize("init", ["m1", "imm", "timm", "file"])
+def test_finetune_by_fisher_holds_every_start_but_random(trained: Path, init: str, tmp_path: Path) -> None:
+    """EWC from a source, either merge and a file: a strong pull keeps the weights nearer to the start."""
+    if init == "file":
+        for kind in ("", ".fisher"):
+            shutil.copy(trained / f"m2/train/best{kind}.safetensors", tmp_path / f"start{kind}.safetensors")
+    value = str(tmp_path / "start.safetensors") if init == "file" else init
+    moved = {}
+    for strength in (1e-12, 1e-2):
+        out = tmp_path / str(strength)
+        how = f"{{init: {value}, epochs: 4, batch_size: 1, regularise: {{strength: {strength}, by: fisher}}}}"
+        if init == "timm":
+            shutil.copytree(trained / "timm/adapt", out / "adapt")
+        code, output = call("finetune", "--recipe", trained / "timm.yaml", "--set", f"finetune={how}", "--out", out)
+        assert 0 == code, output
+        assert "pulled to their start, mean weight" in output
+        header, *_, last = (out / "finetune/log.csv").read_text().splitlines()
+        moved[strength] = float(dict(zip(header.split(","), last.split(","), strict=True))["penalty"]) / strength
+
+    assert 0 < moved[1e-2] < 0.5 * moved[1e-12]
+
+
+def test_finetune_freezes_a_partition(trained: Path, tmp_path: Path) -> None:
+    """The fused weights of T-IMM come out bit for bit, with the norms and heads trained at a rate of their own."""
+    changes = ("finetune.freeze=[shared]", "finetune.learning_rates={kind:norm: 1e-2}", "finetune.init=imm")
+    arguments = [part for change in changes for part in ("--set", change)]
+    code, output = call("finetune", "--recipe", trained / "timm.yaml", *arguments, "--out", tmp_path)
+    assert 0 == code, output
+    ends = load_file(tmp_path / "finetune/last.safetensors")
+    code, output = call(
+        "fuse", "--recipe", trained / "timm.yaml", "--set", "merge.method=imm", "--set", "merge.ratios=uniform", "--out", tmp_path
+    )
+    assert 0 == code, output
+    fused = load_file(tmp_path / "fused.safetensors")
+    held = {name for name in fused if ".conv." in name and name != "encoder.0.input.conv.weight"}
+
+    assert held == {name for name in held if np.array_equal(fused[name], ends[name])}
+    assert not np.array_equal(fused["segmentation.0.weight"], ends["segmentation.0.weight"])
+
+
+def test_train_transfers_by_l2_and_dropout(trained: Path, tmp_path: Path) -> None:
+    """Weight transfer, L2-transfer and drop-transfer of sequential IMM, from a file."""
+    changes = ("train.regularise={strength: 0.1}", "train.drop_transfer=0.5", "train.epochs=1")
+    code, output = call(
+        "train", "--recipe", trained / "m2.yaml", *[part for change in changes for part in ("--set", change)], "--out", tmp_path
+    )
+
+    assert 0 == code, output
+    assert "30 pulled to their start, drop-transfer in 30" in output
+    assert float((tmp_path / "train/log.csv").read_text().split()[-1].rpartition(",")[2]) > 0
+
+
 def test_bare_checkpoint_needs_no_flags(trained: Path, tmp_path: Path) -> None:
     """`mergekit3d fisher m1.pt --data hcp/` works for a bare state dict: network and modalities are told from it and the data."""
     torch.save(
@@ -211,6 +263,7 @@ def test_existing_outputs_are_refused(trained: Path) -> None:
         ("merge.method=timmm", 2, "did you mean 'timm'?"),
         ("target.split.train=40", 2, "too few subjects"),
         ("partitions.private=[segmentatoin.*]", 2, "did you mean 'segmentation'?"),
+        ("finetune.regularise={strength: 1, by: fischer}", 2, "wrong value of 'finetune.regularise.by'"),
     ],
 )
 def test_bad_recipes_get_one_clear_line(trained: Path, tmp_path: Path, change: str, code: int, text: str) -> None:
@@ -222,6 +275,24 @@ def test_bad_recipes_get_one_clear_line(trained: Path, tmp_path: Path, change: s
     assert text in errors[0]
     assert "Traceback" not in output
     assert not list((tmp_path / "out").glob("**/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "text"),
+    [
+        ("finetune={init: imm, freeze: [segmentatoin.*]}", 2, "did you mean 'segmentation'?"),
+        ("finetune={init: imm, freeze: ['*']}", 2, "nothing is left to train"),
+        ("finetune={init: none, regularise: {strength: 1}}", 2, "nothing to hold on to"),
+        ("finetune={init: nowhere.pt, regularise: {strength: 1}}", 2, "nothing to start fine-tuning from"),
+    ],
+)
+def test_bad_constraints_get_one_clear_line(trained: Path, tmp_path: Path, change: str, code: int, text: str) -> None:
+    """What fine-tuning cannot hold is told before any work."""
+    found, output = call("finetune", "--recipe", trained / "timm.yaml", "--set", change, "--out", tmp_path)
+
+    assert code == found, output
+    assert text in output
+    assert [] == list(tmp_path.rglob("*.csv"))
 
 
 def test_subject_without_a_modality_is_named(trained: Path, tmp_path: Path) -> None:

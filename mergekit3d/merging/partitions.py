@@ -90,18 +90,49 @@ def unmatched(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> li
 
 def check_patterns(partitions: Partitions, shapes: Mapping[str, Sequence[int]]) -> list[MergeKit3DError]:
     """Problems of the patterns: unknown kinds, and globs that name no tensor (a misspelling, most likely)."""
-    problems: list[MergeKit3DError] = []
-    for key, patterns in (("private", partitions.private), ("shared", partitions.shared)):
-        for index, pattern in enumerate(patterns):
-            where = f"partitions.{key}[{index}]"
-            if pattern.startswith("kind:"):
-                kind = pattern.removeprefix("kind:")
-                if kind not in KINDS:
-                    problems.append(RecipeError("unknown kind of tensor", where=where, found=kind, todo=did_you_mean(kind, KINDS)))
-            elif not any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
-                guess = did_you_mean(pattern.split(".")[0].strip("*"), {name.split(".")[0] for name in shapes})
-                problems.append(RecipeError("the pattern names no tensor", where=where, found=repr(pattern), todo=guess))
-    return problems
+    keys = (("private", partitions.private), ("shared", partitions.shared))
+    found = [_problem(pattern, shapes, f"partitions.{key}[{index}]") for key, patterns in keys for index, pattern in enumerate(patterns)]
+    return [problem for problem in found if problem is not None]
+
+
+def _problem(pattern: str, shapes: Mapping[str, Sequence[int]], where: str) -> MergeKit3DError | None:
+    if pattern.startswith("kind:"):
+        kind = pattern.removeprefix("kind:")
+        return None if kind in KINDS else RecipeError("unknown kind of tensor", where=where, found=kind, todo=did_you_mean(kind, KINDS))
+    if any(fnmatch.fnmatchcase(name, pattern) for name in shapes):
+        return None
+    guess = did_you_mean(pattern.split(".", maxsplit=1)[0].strip("*"), {name.split(".")[0] for name in shapes})
+    return RecipeError("the pattern names no tensor", where=where, found=repr(pattern), todo=guess)
+
+
+def named_by(pattern: str, partition_of: Mapping[str, str], shapes: Mapping[str, Sequence[int]], where: str) -> list[str]:
+    """The tensors that a pattern names, which here may be a whole partition too.
+
+    Args:
+        pattern: a glob on names, a kind (``kind:norm``), or ``shared`` or ``private``.
+        partition_of: shared or private for every name, as of `assign`.
+        shapes: shape of every tensor by name.
+        where: the recipe's key, for the error.
+
+    Returns:
+        Their names, in order.
+
+    Raises:
+        RecipeError: an unknown kind, or nothing goes by that name.
+    """
+    if pattern in (SHARED, PRIVATE):
+        found = [name for name, partition in partition_of.items() if partition == pattern]
+        if not found:
+            raise RecipeError(f"no tensor is {pattern}", where=where, todo="see partitions")
+        return found
+    problem = _problem(pattern, shapes, where)
+    if problem is not None:
+        raise problem
+    kind_of = kinds(shapes)
+    found = [name for name in shapes if matches(pattern, name, kind_of[name])]
+    if not found:
+        raise RecipeError("the pattern names no tensor", where=where, found=repr(pattern))
+    return found
 
 
 Granularity = str | Mapping[str, Sequence[str]]

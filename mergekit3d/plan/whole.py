@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from mergekit3d.architectures import network_of, network_shapes
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, parameters_of
+from mergekit3d.plan.constraints import check_constraints
 from mergekit3d.plan.network import network_for
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.recipe.load import LoadedRecipe
-from mergekit3d.recipe.models import SourceModel
+from mergekit3d.recipe.models import SourceModel, TargetModel, TrainModel, WholeModel
 
 NONE = "none"
 
@@ -35,11 +37,16 @@ def check_whole(loaded: LoadedRecipe) -> None:
         problems.add(RecipeError("the recipe asks for nothing", where=loaded.path, wanted="a target, and sources or train"))
     if recipe.target is not None:
         attempt(lambda: network_for(loaded, open_cohort(loaded, recipe.target).task, None))
+        attempt(lambda: _check_constraints(loaded, recipe.target, recipe.finetune, "finetune"))
+    if recipe.train is not None:
+        attempt(lambda: _check_constraints(loaded, recipe.target, recipe.train, "train"))
     earlier: list[str] = []
     for source in (*recipe.sources, *recipe.baselines):
         if source.target is not None:
             attempt(partial(open_cohort, loaded, source.target, key=f"sources.{source.name}.target"))
         attempt(partial(_check_start, loaded, source, earlier))
+        if source.checkpoint is None:
+            attempt(partial(_check_constraints, loaded, source.target, source.train, f"sources.{source.name}.train"))
         earlier.append(source.name)
     if recipe.train is not None and recipe.train.init != NONE:
         path = loaded.input_path(recipe.train.init)
@@ -57,3 +64,15 @@ def _check_start(loaded: LoadedRecipe, source: SourceModel, earlier: list[str]) 
     assert source.train is not None
     if source.train.init not in (NONE, *earlier):
         open_checkpoint(loaded.input_path(source.train.init), verify=False)
+
+
+def _check_constraints(loaded: LoadedRecipe, target: TargetModel | None, model: WholeModel | None, key: str) -> None:
+    """What a training freezes, rates and holds, as far as its network is known before the first step."""
+    if target is None or model is None:
+        return
+    paths = [loaded.checkpoint_path(source) for source in loaded.recipe.sources]
+    if isinstance(model, TrainModel) and model.init != NONE:
+        paths.append(loaded.input_path(model.init))
+    known = next((network_of(open_checkpoint(path, verify=False)) for path in paths if path.is_file()), None)
+    network = network_for(loaded, open_cohort(loaded, target).task, known)
+    check_constraints(loaded, model, network, network_shapes(network), key)

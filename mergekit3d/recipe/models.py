@@ -107,7 +107,27 @@ class TrainingModel(Model):
     augment: AugmentModel = Field(AugmentModel(), description="random changes of the training volumes")
 
 
-class TrainModel(TrainingModel):
+class RegulariseModel(Model):
+    """A pull back to the weights that a training starts from: the penalty 1/2 strength sum_i w_i (theta_i - start_i)^2."""
+
+    strength: Annotated[float, Field(gt=0)] = Field(description="of the penalty; by fisher, the log tells the mean of the diagonal")
+    by: Literal["l2", "fisher"] = Field("l2", description="w: l2: 1 (L2-SP, L2-transfer); fisher: the Fisher diagonal of the start (EWC)")
+    tensors: tuple[str, ...] | None = Field(
+        None, min_length=1, description="globs, kinds, shared or private; left out: shared in train, all in finetune; random ones stay free"
+    )
+
+
+class WholeModel(TrainingModel):
+    """What train and finetune share: all weights learn, and some may be held."""
+
+    freeze: tuple[str, ...] = Field((), description="tensors that stay as they are: globs on names, kind:norm ..., shared or private")
+    learning_rates: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="rates of some tensors, by the same patterns; the first that fits decides, and schedules scale all"
+    )
+    regularise: RegulariseModel | None = Field(None, description="a pull back to the weights at the start")
+
+
+class TrainModel(WholeModel):
     """Training of a source model."""
 
     init: str = Field(
@@ -117,6 +137,15 @@ class TrainModel(TrainingModel):
         "xavier",
         description="random weights of init none: xavier, as in the paper; torch: PyTorch's smaller ones, which learn faster at one rate",
     )
+    drop_transfer: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of output channels that take the weights of init in a step (drop-transfer of sequential IMM)"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> TrainModel:
+        if self.init == "none" and (self.regularise is not None or self.drop_transfer > 0):
+            raise ValueError("regularise and drop_transfer need an init to hold on to")
+        return self
 
 
 class RatioPenaltyModel(Model):
@@ -173,8 +202,8 @@ class AdaptModel(TrainingModel):
     )
 
 
-class FinetuneModel(TrainingModel):
-    """Training of all weights on the target task."""
+class FinetuneModel(WholeModel):
+    """Training of all weights on the target task, but for those that are frozen."""
 
     init: str | None = Field(None, description="none, a source's name, imm, timm, or a checkpoint; left out: merge.method")
 

@@ -17,6 +17,7 @@ from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batc
 from mergekit3d.datasets.split import write_split
 from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.options import Options
+from mergekit3d.plan.constraints import FREE, Constraints
 from mergekit3d.plan.network import Start
 from mergekit3d.plan.target import Cohort
 from mergekit3d.plots.logs import read_log
@@ -87,6 +88,7 @@ class Stage:
         provenance: what else the checkpoints tell of their making.
         objective: what the steps minimise.
         unlabelled: scans without labels for its entropy; None: the training subjects.
+        constraints: what holds the training of a whole network back.
     """
 
     method: str
@@ -99,15 +101,17 @@ class Stage:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     objective: Objective = SUPERVISED
     unlabelled: Dataset | None = None
+    constraints: Constraints = FREE
 
     def metadata(self, **provenance: Any) -> Metadata:
         """Metadata of a checkpoint that this stage writes."""
+        held = {"regularised_by": list(self.constraints.digests)} if self.constraints.digests else {}
         return Metadata(
             kind=CHECKPOINT,
             architecture=self.start.network.as_json(),
             task=self.cohort.task,
             method=self.method,
-            provenance={**self.start.origin, **self.provenance, "recipe": self.identity(), "seed": self.seed, **provenance},
+            provenance={**self.start.origin, **held, **self.provenance, "recipe": self.identity(), "seed": self.seed, **provenance},
             tool=tool(),
         )
 
@@ -115,7 +119,9 @@ class Stage:
         """Digest of what decides the result, beside the data: recipe and start."""
         recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "study"})
         split = vars(self.cohort.split)
-        return json_digest([recipe, split, self.settings.model_dump(mode="json"), dict(self.start.origin), self.seed])
+        return json_digest(
+            [recipe, split, self.settings.model_dump(mode="json"), dict(self.start.origin), self.seed, *self.constraints.digests]
+        )
 
 
 def refuse_trained(folder: Path, options: Options) -> None:
@@ -170,20 +176,17 @@ def run_stage(stage: Stage, *, options: Options, reporter: Reporter) -> TrainRes
     Returns:
         Where the checkpoints and the log are, and how training ended.
     """
+    from mergekit3d.training.constrained import constrained
     from mergekit3d.training.devices import resolve_runtime
-    from mergekit3d.training.loop import Trainable
 
     done = finished(stage, stage.out / "best.safetensors", options)
     if done is not None:
         return train_result(stage.out, done, best="best.safetensors")
     runtime = resolve_runtime(options.device, options.precision)
     network = stage.start.build().to(runtime.device)
-    reporter.info(f"{stage.method}: {describe(stage)}")
-    trainable = Trainable(
-        network=network,
-        parameter_groups=[{"params": list(network.parameters())}],
-        state=lambda: cpu_state(network),
-    )
+    remark = stage.constraints.remark()
+    reporter.info(f"{stage.method}: {describe(stage)}{f'; {remark}' if remark else ''}")
+    trainable = constrained(network, stage.constraints, lambda: cpu_state(network))
 
     def save(name: str, state: dict[str, Tensor]) -> None:
         save_tensors(stage.out / f"{name}.safetensors", state, stage.metadata())

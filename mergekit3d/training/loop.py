@@ -66,8 +66,9 @@ class Trainable:
         network: on the runtime's device.
         parameter_groups: for the optimizer; a group may carry its own ``lr``. Gradients of these alone are cleared by the loop.
         state: what best and last keep, as tensors on the CPU that nothing changes any more.
-        before_forward: called before the forward pass of every step, and before validation.
+        before_forward: called before the forward pass of every step.
         after_backward: called once a step, when the gradients of all its batches are summed.
+        before_validation: called before validation; None: `before_forward` is.
         columns: further columns of log.csv.
     """
 
@@ -76,6 +77,7 @@ class Trainable:
     state: Callable[[], dict[str, Tensor]]
     before_forward: Callable[[], None] = lambda: None
     after_backward: Callable[[], None] = lambda: None
+    before_validation: Callable[[], None] | None = None
     columns: Callable[[], Mapping[str, float]] = dict
 
 
@@ -290,7 +292,7 @@ class _Loop:
         raise InputError(f"the {what} is not finite", where=where, todo=todo)
 
     def _validate(self) -> Scores | None:
-        self.trainable.before_forward()
+        (self.trainable.before_validation or self.trainable.before_forward)()
         scores = validate(
             self.network,
             self.data.validation(),

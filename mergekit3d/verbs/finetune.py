@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
+from mergekit3d.merging.methods import METHODS
 from mergekit3d.options import DEFAULT_OPTIONS, Options
+from mergekit3d.plan.anchors import FISHER, Anchors, checkpoint_anchors, fusion_anchors
+from mergekit3d.plan.constraints import plan_constraints
 from mergekit3d.plan.fusion import plan_fusion
 from mergekit3d.plan.network import Start, checkpoint_start, fusion_start, network_for, random_start
 from mergekit3d.plan.ratios import ADAPTED_RATIOS
 from mergekit3d.plan.target import Cohort, open_cohort
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
+from mergekit3d.recipe.models import SourceModel
 from mergekit3d.storage.lock import output_lock
 
 if TYPE_CHECKING:
@@ -58,7 +62,9 @@ def finetune_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS,
     seed = loaded.recipe.seed if options.seed is None else options.seed
     init = loaded.recipe.finetune.init or (loaded.recipe.merge.method if loaded.recipe.sources else NONE)
     start = start_of(loaded, cohort, init, seed)
-    stage = Stage("finetune", loaded, cohort, loaded.recipe.finetune, start, out, seed, {"initialisation": _public_name(loaded, init)})
+    how, provenance = loaded.recipe.finetune, {"initialisation": _public_name(loaded, init)}
+    constraints = plan_constraints(loaded, how, start, lambda: _anchors(loaded, cohort, init, start), "finetune")
+    stage = Stage("finetune", loaded, cohort, how, start, out, seed, provenance, constraints=constraints)
     with output_lock(out):
         return run_stage(stage, options=options, reporter=reporter)
 
@@ -74,16 +80,10 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
     """
     if init == NONE:
         return random_start(network_for(loaded, cohort.task, None), seed)
-    names = {source.name: source for source in (*loaded.recipe.sources, *loaded.recipe.baselines)}
+    names = _sources(loaded)
     if init in names:
-        alone = loaded.changed(
-            sources=(names[init],),
-            merge=loaded.recipe.merge.model_copy(
-                update={"method": "mean-imm", "ratios": "uniform", "private": "random", "granularity": "model"}
-            ),
-        )
-        return fusion_start(plan_fusion(alone, seed=seed))
-    if init == loaded.recipe.merge.method and _method_of(loaded.merge_path) == init:
+        return fusion_start(plan_fusion(_alone(loaded, init, "mean-imm"), seed=seed))
+    if _is_fused(loaded, init):
         return checkpoint_start(loaded, loaded.merge_path, cohort.task, seed)
     if init == TIMM:
         adapted = loaded.output_path(ADAPTED_RATIOS).with_name("checkpoint.safetensors")
@@ -91,8 +91,7 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
             raise InputError("the ratios are not learned yet", where=adapted, todo=f"run: mergekit3d adapt --recipe {loaded.path.name}")
         return checkpoint_start(loaded, adapted, cohort.task, seed)
     if init == IMM:
-        merge = loaded.recipe.merge.model_copy(update={"method": IMM, "ratios": "uniform", "private": "random"})
-        return fusion_start(plan_fusion(loaded.changed(merge=merge), seed=seed))
+        return fusion_start(plan_fusion(_merging(loaded, method=IMM, ratios="uniform", private="random"), seed=seed))
     path = loaded.merge_path if init == loaded.recipe.merge.method else loaded.input_path(init)
     if not path.exists():
         known = ", ".join([NONE, *names, IMM, TIMM])
@@ -105,6 +104,43 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
     return checkpoint_start(loaded, path, cohort.task, seed)
 
 
+def _anchors(loaded: LoadedRecipe, cohort: Cohort, init: str, start: Start) -> Anchors:
+    """What ``finetune.regularise`` may hold: the fused and copied tensors of a fusion, or those of a checkpoint."""
+    regularise = loaded.recipe.finetune.regularise
+    assert regularise is not None
+    if init == NONE:
+        raise RecipeError("nothing to hold on to", where="finetune.regularise", found="init: none", todo="give finetune an init")
+    if init in _sources(loaded):
+        return fusion_anchors(plan_fusion(_alone(loaded, init, IMM if regularise.by == FISHER else "mean-imm")), regularise.by)
+    if init in METHODS and (regularise.by != FISHER or METHODS.get(init).uses_fisher):
+        merging = loaded
+        if init != loaded.recipe.merge.method or (init == IMM and not _is_fused(loaded, init)):
+            changes = {"ratios": None} if init == TIMM else {"ratios": "uniform", "private": "random"}
+            merging = _merging(loaded, method=init, **changes)
+        return fusion_anchors(plan_fusion(merging), regularise.by)
+    path = loaded.merge_path if init == loaded.recipe.merge.method else loaded.input_path(init)
+    return checkpoint_anchors(loaded, path, None, start, cohort.task, regularise.by)
+
+
+def _sources(loaded: LoadedRecipe) -> dict[str, SourceModel]:
+    return {source.name: source for source in (*loaded.recipe.sources, *loaded.recipe.baselines)}
+
+
+def _alone(loaded: LoadedRecipe, name: str, method: str) -> LoadedRecipe:
+    """The fusion of one source: its shared weights as they are, the private ones new."""
+    merging = _merging(loaded, method=method, ratios="uniform", private="random", granularity="model")
+    return merging.changed(sources=(_sources(loaded)[name],))
+
+
+def _merging(loaded: LoadedRecipe, **changes: Any) -> LoadedRecipe:
+    return loaded.changed(merge=loaded.recipe.merge.model_copy(update=changes))
+
+
+def _is_fused(loaded: LoadedRecipe, init: str) -> bool:
+    """Whether the fused checkpoint is there, by this method."""
+    return init == loaded.recipe.merge.method and _method_of(loaded.merge_path) == init
+
+
 def _method_of(path: Path) -> str | None:
     """The merge method that wrote a file; None where there is no such file."""
     if not path.exists():
@@ -115,5 +151,5 @@ def _method_of(path: Path) -> str | None:
 
 def _public_name(loaded: LoadedRecipe, init: str) -> str:
     """The initialisation as provenance tells it: a name, never a path."""
-    names = {NONE, IMM, TIMM, loaded.recipe.merge.method, *(source.name for source in (*loaded.recipe.sources, *loaded.recipe.baselines))}
+    names = {NONE, IMM, TIMM, loaded.recipe.merge.method, *_sources(loaded)}
     return init if init in names else "file"

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from mergekit3d.errors import RecipeError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
+from mergekit3d.plan.anchors import FISHER, Anchors, checkpoint_anchors
+from mergekit3d.plan.constraints import plan_constraints
 from mergekit3d.plan.network import Start, checkpoint_start, network_for, random_start
 from mergekit3d.plan.target import Cohort, open_cohort
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
+from mergekit3d.recipe.load import fisher_beside
 from mergekit3d.recipe.models import TargetModel, TrainModel
 from mergekit3d.storage.lock import output_lock
 
@@ -78,7 +81,8 @@ def train_model(
     cohort = open_cohort(loaded, target)
     seed = loaded.recipe.seed if options.seed is None else options.seed
     start = start_of(loaded, cohort, model, earlier or {}, seed)
-    stage = Stage("train", loaded, cohort, model, start, out, seed)
+    constraints = plan_constraints(loaded, model, start, lambda: _anchors(loaded, cohort, model, earlier or {}, start), "train")
+    stage = Stage("train", loaded, cohort, model, start, out, seed, constraints=constraints)
     with output_lock(out):
         return run_stage(stage, options=options, reporter=reporter)
 
@@ -87,4 +91,25 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, model: TrainModel, earlier: M
     """The network that ``train.init`` asks for: random, an earlier source's, or a file's."""
     if model.init == NONE:
         return random_start(network_for(loaded, cohort.task, None), seed, model.initialisation)
-    return checkpoint_start(loaded, earlier.get(model.init, loaded.input_path(model.init)), cohort.task, seed)
+    return checkpoint_start(loaded, init_path(loaded, model, earlier), cohort.task, seed)
+
+
+def init_path(loaded: LoadedRecipe, model: TrainModel, earlier: Mapping[str, Path]) -> Path:
+    """The checkpoint that ``train.init`` names: an earlier source's, or a file."""
+    return earlier.get(model.init, loaded.input_path(model.init))
+
+
+def init_fisher(loaded: LoadedRecipe, model: TrainModel, earlier: Mapping[str, Path]) -> Path | None:
+    """The Fisher diagonal of ``train.init``, where training is regularised by it."""
+    if model.regularise is None or model.regularise.by != FISHER:
+        return None
+    for source in loaded.recipe.sources:
+        if source.name == model.init and model.init in earlier:
+            return loaded.fisher_path(source)
+    return fisher_beside(init_path(loaded, model, earlier))
+
+
+def _anchors(loaded: LoadedRecipe, cohort: Cohort, model: TrainModel, earlier: Mapping[str, Path], start: Start) -> Anchors:
+    assert model.regularise is not None
+    path, fisher = init_path(loaded, model, earlier), init_fisher(loaded, model, earlier)
+    return checkpoint_anchors(loaded, path, fisher, start, cohort.task, model.regularise.by)
