@@ -1,4 +1,4 @@
-"""How much of the sources' tasks a merge still knows: Table 4 of the T-IMM paper.
+"""How much of the sources' tasks a merge still knows: Table 4 of the T-IMM paper, for any number of tasks in a row.
 
 Every source and merge is evaluated on the test subjects of every source's task, its shared tensors with that source's private ones.
 """
@@ -57,7 +57,7 @@ def forgetting_matrix(loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, o
     Returns:
         A row for every source and merge, a column for every source with test subjects.
     """
-    tasks = [source for source in loaded.recipe.sources if source.target is not None]
+    tasks = [source for source in loaded.recipe.sources if source.target is not None and open_cohort(loaded, source.target).split.test]
     names = [source.name for source in loaded.recipe.sources]
     rows: list[tuple[str, LoadedRecipe]] = []
     for name in names:

@@ -1,4 +1,7 @@
-"""The steps of a recipe: source models, Fisher diagonals, adaptation, fusion, fine-tuning, evaluation, comparison, report."""
+"""The steps of a recipe: source models, Fisher diagonals, adaptation, fusion, fine-tuning, evaluation, comparison, report.
+
+A recipe without a target is a sequence of tasks: its study merges the sources, and asks what each network of it still knows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from mergekit3d.errors import RecipeError
 from mergekit3d.options import Options
+from mergekit3d.plan.anchors import FISHER
 from mergekit3d.plan.target import Cohort, open_cohort, with_split
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
@@ -18,7 +22,8 @@ from mergekit3d.recipe.models import SourceModel, SplitModel, TargetModel, Train
 from mergekit3d.registry import did_you_mean
 from mergekit3d.steps import Step, files_identity, subjects_identity
 
-NONE, IMM, TIMM = "none", "imm", "timm"
+NONE, IMM, MEAN_IMM, TIMM = "none", "imm", "mean-imm", "timm"
+MERGES = (IMM, MEAN_IMM, TIMM)
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Arm:
     """One initialisation at one size of the target's training set, with one seed.
 
     Args:
-        initialisation: none, a source or baseline, imm or timm.
+        initialisation: none, a source or baseline, imm, mean-imm or timm.
         size: name of the split; empty for the target's own.
         seed: of adaptation and fine-tuning.
         loaded: the recipe as this arm sees it; its OUT is the arm's folder.
@@ -69,9 +74,9 @@ class Study:
 
     @cached_property
     def arms(self) -> tuple[Arm, ...]:
-        """Every initialisation at every size with every seed; one arm where the recipe has no study."""
+        """Every initialisation at every size with every seed; one arm where the recipe has a target and no study."""
         recipe, study = self.loaded.recipe, self.loaded.recipe.study
-        if recipe.target is None or recipe.train is not None:
+        if recipe.train is not None or (recipe.target is None and study is None):
             return ()
         if study is None:
             init = recipe.finetune.init or (recipe.merge.method if recipe.sources else NONE)
@@ -81,15 +86,14 @@ class Study:
         for size, split in sizes.items():
             for seed in study.seeds:
                 folder = self.loaded.out / slug(size) / (f"seed-{seed}" if len(study.seeds) > 1 else "")
-                target = recipe.target if split is None else with_split(recipe.target, split)
+                target = recipe.target if split is None or recipe.target is None else with_split(recipe.target, split)
                 arms += [self._arm(init, size, self._seed(seed), folder / init, target) for init in study.initialisations]
         return tuple(arms)
 
-    def _arm(self, init: str, size: str, seed: int, out: Path, target: TargetModel) -> Arm:
-        method = init if init in (IMM, TIMM) else self.loaded.recipe.merge.method
-        changes: dict[str, Any] = {"method": method}
-        if init == IMM:
-            changes |= {"ratios": "uniform", "private": "random"}
+    def _arm(self, init: str, size: str, seed: int, out: Path, target: TargetModel | None) -> Arm:
+        changes: dict[str, Any] = {"method": init if init in MERGES else self.loaded.recipe.merge.method}
+        if init in (IMM, MEAN_IMM):
+            changes |= {"ratios": "uniform"} if target is None else {"ratios": "uniform", "private": "random"}
         loaded = self.loaded.changed(
             out=out,
             seed=seed,
@@ -110,16 +114,23 @@ class Study:
         return seed if self.options.seed is None else self.options.seed
 
     def check(self) -> None:
-        """Refuse initialisations that the recipe does not know.
+        """Refuse initialisations that the recipe does not know, or cannot make.
 
         Raises:
-            RecipeError: an unknown name.
+            RecipeError: an unknown name; a recipe without a target that asks for more than merges.
         """
-        study = self.loaded.recipe.study
-        known = [NONE, IMM, TIMM, *(source.name for source in (*self.loaded.recipe.sources, *self.loaded.recipe.baselines))]
-        for init in () if study is None else study.initialisations:
+        recipe, study = self.loaded.recipe, self.loaded.recipe.study
+        if study is None:
+            return
+        known = [NONE, *MERGES, *(source.name for source in _all_sources(self.loaded))]
+        if recipe.target is None:
+            known = [IMM, MEAN_IMM]
+            if study.sizes:
+                raise RecipeError("sizes of no target", where="study.sizes", todo="give the recipe a target, or leave them out")
+        for init in study.initialisations:
             if init not in known:
-                raise RecipeError("unknown initialisation", where="study.initialisations", found=init, todo=did_you_mean(init, known))
+                todo = did_you_mean(init, known) if recipe.target is not None else "without a target: imm, mean-imm"
+                raise RecipeError("unknown initialisation", where="study.initialisations", found=init, todo=todo)
 
     def steps(self) -> Iterator[Step]:
         """All steps, in the order of their inputs."""
@@ -152,7 +163,9 @@ class Study:
 
     def _sources(self) -> Iterator[Step]:
         earlier: dict[str, Path] = {}
-        wants_fisher = {IMM, TIMM} & {arm.initialisation for arm in self.arms}
+        holding = [self.loaded.recipe.finetune, *(source.train for source in self.loaded.recipe.sources if source.train is not None)]
+        ewc = any(model.regularise is not None and model.regularise.by == FISHER for model in holding)
+        wants_fisher = ewc or bool({IMM, TIMM} & {arm.initialisation for arm in self.arms})
         for source in self.loaded.recipe.sources:
             if source.checkpoint is None:
                 yield self._train_source(source, dict(earlier))
@@ -162,17 +175,23 @@ class Study:
         for source in self.loaded.recipe.baselines:
             if source.checkpoint is None:
                 yield self._train_source(source, dict(earlier))
+            if ewc and source.target is not None:
+                yield self._fisher(source)
 
     def _train(self, name: str, target: TargetModel | None, model: TrainModel, folder: Path, earlier: dict[str, Path], key: str) -> Step:
-        from mergekit3d.verbs.train import train_model
+        from mergekit3d.verbs.train import init_fisher, init_path, train_model
 
         loaded = self.loaded
 
         def identity() -> Any:
             cohort = open_cohort(loaded, target, key=key)
-            init = [] if model.init == NONE else files_identity([earlier.get(model.init, loaded.input_path(model.init))])
+            init = [] if model.init == NONE else files_identity([init_path(loaded, model, earlier)])
             seed = self._seed(loaded.recipe.seed)
-            return [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, seed]
+            decisive = [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, seed]
+            if model.freeze or model.learning_rates or model.regularise is not None or model.drop_transfer:
+                fisher = init_fisher(loaded, model, earlier)
+                decisive += [loaded.recipe.partitions.model_dump(mode="json"), files_identity([fisher] if fisher is not None else [])]
+            return decisive
 
         def action() -> object:
             return train_model(loaded, target, model, out=folder, earlier=earlier, options=self._seeded, reporter=self.reporter)
@@ -208,14 +227,16 @@ class Study:
         ratios = folder / "adapt" / "ratios.json"
 
         def cohort_identity() -> Any:
-            return self._cohort_identity(open_cohort(loaded, loaded.recipe.target))
+            target = loaded.recipe.target
+            return None if target is None else self._cohort_identity(open_cohort(loaded, target))
 
         def decided(*parts: Any) -> Any:
-            paths = [path for source in loaded.recipe.sources for path in (loaded.checkpoint_path(source), loaded.fisher_path(source))]
+            models = loaded.recipe.sources if loaded.recipe.finetune.regularise is None else _all_sources(loaded)
+            paths = [path for source in models for path in (loaded.checkpoint_path(source), loaded.fisher_path(source))]
             return [arm.initialisation, arm.seed, self._architecture(), cohort_identity(), files_identity(paths), *parts]
 
         merge, partitions = loaded.recipe.merge.model_dump(mode="json"), loaded.recipe.partitions.model_dump(mode="json")
-        fusing = arm.initialisation not in (NONE, *(source.name for source in (*loaded.recipe.sources, *loaded.recipe.baselines)))
+        fusing = arm.initialisation not in (NONE, *(source.name for source in _all_sources(loaded)))
         if arm.initialisation == TIMM:
             yield Step(
                 label("adapt", arm),
@@ -232,6 +253,8 @@ class Study:
                     loaded, out=loaded.merge_path, plot=True, options=replace(self._quiet, force=True), reporter=self.reporter
                 ),
             )
+        if loaded.recipe.target is None:
+            return
         best = arm.checkpoint
         yield Step(
             label("finetune", arm),
@@ -286,7 +309,7 @@ class Study:
                 ),
             )
         if study.forgetting and any(self._has_test(source.target) for source in self.loaded.recipe.sources):
-            merged = [arm for arm in group if arm.initialisation in (IMM, TIMM)]
+            merged = [arm for arm in group if arm.initialisation in MERGES]
             inputs = [self.loaded.checkpoint_path(source) for source in self.loaded.recipe.sources]
             inputs += [arm.loaded.out / "adapt" / "ratios.json" for arm in merged] + [arm.loaded.merge_path for arm in merged]
             yield Step(
@@ -310,6 +333,10 @@ class Study:
         if target is None:
             return False
         return isinstance(target.split, Path) or bool(target.split.test)
+
+
+def _all_sources(loaded: LoadedRecipe) -> tuple[SourceModel, ...]:
+    return (*loaded.recipe.sources, *loaded.recipe.baselines)
 
 
 def label(verb: str, arm: Arm, *, with_initialisation: bool = True) -> str:

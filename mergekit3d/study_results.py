@@ -20,6 +20,9 @@ from mergekit3d.summaries import read_metrics_csv
 LIBRARIES = ("torch", "numpy", "nibabel", "monai", "safetensors")
 
 
+SEQUENCE = "Of tasks learned one after the other: how much of each do the networks, and the merges of all of them, still know?"
+
+
 def study_results(study: Study) -> report.StudyResults:
     """All that a study found, read from its output folder; steps that have not run leave their part empty.
 
@@ -28,8 +31,10 @@ def study_results(study: Study) -> report.StudyResults:
     """
     loaded = study.loaded
     sources = [source.name for source in loaded.recipe.sources]
+    question = SEQUENCE if loaded.recipe.target is None else report.TRANSFER
     return report.StudyResults(
         title=loaded.name,
+        question=question,
         arms=[_arm(arm) for arm in study.arms if arm.metrics.exists()],
         data=_data(study),
         sources=sources,
@@ -94,7 +99,10 @@ def _forgetting(study: Study) -> report.Forgetting | None:
             content = _read(path)
             outputs = {source.name: source.target.regions for source in study.loaded.recipe.sources if source.target is not None}
             rows = [f"{_words(outputs.get(task))} (S of {task})" for task in content["tasks"]]
-            columns = list(zip(*content["dice"], strict=True))
+            columns = [list(column) for column in zip(*content["dice"], strict=True)]
+            if len(rows) > 1:
+                rows.append("mean of the tasks")
+                columns.append([math.fsum(row) / len(row) for row in content["dice"]])
             return report.Forgetting(rows, [report.display_name(name) for name in content["networks"]], columns)
     return None
 
@@ -131,7 +139,7 @@ def _data(study: Study) -> str:
             sentences.append(
                 f"{source.name}: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {len(cohort.task.outputs)} regions."
             )
-    if study.arms:
+    if study.arms and study.loaded.recipe.target is not None:
         cohort = _target_cohort(study.arms[0])
         sentences.append(f"Target: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {', '.join(cohort.task.outputs)}.")
     return " ".join(sentences)

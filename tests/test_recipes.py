@@ -47,7 +47,9 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path], P
 
 def test_every_recipe_of_the_issue_is_there() -> None:
     """Sources, both merges, the whole transfer, the demo, and the paper's experiment."""
-    assert {"m1.yaml", "m2.yaml", "imm.yaml", "timm.yaml", "transfer.yaml", "demo.yaml", "paper/timm2019.yaml"} <= set(NAMES)
+    assert {"m1.yaml", "m2.yaml", "imm.yaml", "timm.yaml", "transfer.yaml", "demo.yaml", "sequential.yaml", "paper/timm2019.yaml"} <= set(
+        NAMES
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -88,6 +90,7 @@ def test_merges_are_planned(name: str, method: str, data: Path) -> None:
     [
         ("transfer.yaml", ["target"], "train m1", "evaluate timm seed 0"),
         ("demo.yaml", ["target"], "train m1", "forgetting seed 0"),
+        ("sequential.yaml", ["sources.m3.target"], "train m1", "forgetting seed 0"),
         ("paper/timm2019.yaml", ["study.sizes.4 %", "study.sizes.8 %", "study.sizes.100 %"], "train m1", "forgetting at 100 % seed 0"),
     ],
 )
@@ -99,7 +102,7 @@ def test_whole_recipes_are_planned(name: str, splits: list[str], first: str, las
         f"sources.m1.target.split={SMALL}",
         f"sources.m2.target.split={SKIPPED}",
     ]
-    overrides += [f"{split}.split={SMALL}" if split == "target" else f"{split}={SMALL}" for split in splits]
+    overrides += [f"{split}.split={SMALL}" if split.endswith("target") else f"{split}={SMALL}" for split in splits]
     if name.startswith("paper"):
         overrides += [f"baselines.{joint}.target.split={SMALL}" for joint in ("joint-1-14", "joint-1-7", "joint-8-14")]
     loaded = load_recipe(RECIPES / name, overrides=overrides)

@@ -92,6 +92,13 @@ def test_change_repeats_only_what_depends_on_it(ran: Path) -> None:
     assert not any(name.startswith(("train", "fisher", "finetune none", "evaluate none")) for name in done)
 
 
+def test_mean_imm_is_an_initialisation(ran: Path) -> None:
+    """It is fused, fine-tuned and tested beside the others, and needs no adaptation."""
+    done = names_done(ran, "study.initialisations=[mean-imm]", "study.forgetting=false")
+
+    assert ["fuse mean-imm seed 0", "finetune mean-imm seed 0", "evaluate mean-imm seed 0"] == done
+
+
 def test_touched_subject_is_out_of_date(ran: Path) -> None:
     """A file of a subject that was written again changes the identity of what is made from it."""
     loaded = load_recipe(ran / "small.yaml")

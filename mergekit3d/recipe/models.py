@@ -284,10 +284,12 @@ class PredictModel(Model):
 
 
 class StudyModel(Model):
-    """A comparison of initialisations, as in the paper's Tables 2 to 4."""
+    """A comparison of initialisations, as in the paper's Tables 2 to 4; without a target, of merges on the sources' tasks."""
 
     initialisations: tuple[str, ...] = Field(
-        ("none", "imm", "timm"), min_length=1, description="none, names of sources or baselines, imm, timm"
+        ("none", "imm", "timm"),
+        min_length=1,
+        description="none, names of sources or baselines, imm, mean-imm, timm; without a target: imm, mean-imm",
     )
     sizes: dict[str, SplitModel] = Field({}, description="splits of the target by name (4 %, 8 % ...); left out: the target's own")
     seeds: tuple[Count, ...] = Field((0,), min_length=1, description="seeds of adaptation and fine-tuning")
@@ -318,7 +320,7 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _distinct_names(self) -> Recipe:
         names = [source.name for source in (*self.sources, *self.baselines)]
-        reserved = {"none", "imm", "timm", "adapt", "finetune", "train", "random", "zero", "adapted"} & set(names)
+        reserved = {"none", "imm", "mean-imm", "timm", "adapt", "finetune", "train", "random", "zero", "adapted"} & set(names)
         if len(set(names)) != len(names):
             raise ValueError("two sources or baselines have the same name")
         if reserved:

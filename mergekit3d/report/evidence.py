@@ -13,7 +13,7 @@ from mergekit3d.comparison import CompareResult, compare_rows
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import RegionMeans, SubjectMetrics, defined_mean, mean_over_regions, means_by_region
 from mergekit3d.paired import bootstrap_interval
-from mergekit3d.report.results import BASELINE, FUSED, StudyResults, display_name
+from mergekit3d.report.results import BASELINE, FUSED, MEAN_IMM, StudyResults, display_name
 
 BOOTSTRAP_SEED = 0
 
@@ -113,7 +113,7 @@ def paper_order(results: StudyResults, split: str) -> tuple[list[tuple[str, floa
         None where one of the four was not measured.
     """
     means = dict(ranking(results, split))
-    singles = [name for name in means if name not in (BASELINE, *FUSED, *results.baselines)]
+    singles = [name for name in means if name not in (BASELINE, *FUSED, MEAN_IMM, *results.baselines)]
     if not singles or not {BASELINE, *FUSED} <= means.keys():
         return None
     best_single = max(singles, key=lambda name: means[name])

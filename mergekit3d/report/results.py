@@ -11,7 +11,13 @@ from mergekit3d.metrics import SubjectMetrics
 
 BASELINE = "none"
 FUSED = ("imm", "timm")
-_NAMES = {"none": "none", "imm": "IMM", "timm": "T-IMM"}
+MEAN_IMM = "mean-imm"
+_NAMES = {"none": "none", "imm": "IMM", "mean-imm": "mean-IMM", "timm": "T-IMM"}
+
+TRANSFER = (
+    "Which initialisation serves a new segmentation task with few labelled subjects best: none, one trained network, or networks "
+    "of other tasks merged by their Fisher information with fixed (IMM) or with learned mixing ratios (T-IMM)?"
+)
 
 
 @dataclass(frozen=True)
@@ -151,10 +157,7 @@ class StudyResults:
     title: str
     arms: Sequence[Arm] = ()
     data: str = ""
-    question: str = (
-        "Which initialisation serves a new segmentation task with few labelled subjects best: none, one trained network, or networks "
-        "of other tasks merged by their Fisher information with fixed (IMM) or with learned mixing ratios (T-IMM)?"
-    )
+    question: str = TRANSFER
     sources: Sequence[str] = ()
     baselines: Sequence[str] = ()
     adaptations: Sequence[Adaptation] = ()

@@ -80,7 +80,8 @@ def run_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, repo
     study.check()
     with output_lock(loaded.out):
         outcomes = carry_out(list(study.steps()), loaded.out, force=options.force, tell=reporter.info)
-        if not any(arm.metrics.exists() for arm in study.arms):
+        forgetting = [study.folder_of(group) / "forgetting.json" for group in study.groups()]
+        if not any(path.exists() for path in (*forgetting, *(arm.metrics for arm in study.arms))):
             return RunResult(loaded.out, tuple(outcomes), None, [])
         from mergekit3d.report.report import write_report
         from mergekit3d.report.tables import print_tables
