@@ -47,18 +47,13 @@ def constrained(network: nn.Module, constraints: Constraints, state: Callable[[]
         if drop_transfer is not None:
             drop_transfer.drop()
 
-    def after_backward() -> None:
-        if drop_transfer is not None:
-            drop_transfer.restore()
-        if penalty is not None:
-            penalty.add_gradient()
-
     return Trainable(
         network=network,
         parameter_groups=groups,
         state=state,
         before_forward=before_forward,
-        after_backward=after_backward,
+        after_backward=(lambda: None) if drop_transfer is None else drop_transfer.restore,
+        before_step=(lambda: None) if penalty is None else penalty.add_gradient,
         before_validation=lambda: None,
         columns=dict if penalty is None else lambda: {PENALTY: penalty.value()},
     )

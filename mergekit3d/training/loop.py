@@ -68,6 +68,7 @@ class Trainable:
         state: what best and last keep, as tensors on the CPU that nothing changes any more.
         before_forward: called before the forward pass of every step.
         after_backward: called once a step, when the gradients of all its batches are summed.
+        before_step: called once a step, when the gradients are those of the whole step: penalties belong here.
         before_validation: called before validation; None: `before_forward` is.
         columns: further columns of log.csv.
     """
@@ -77,6 +78,7 @@ class Trainable:
     state: Callable[[], dict[str, Tensor]]
     before_forward: Callable[[], None] = lambda: None
     after_backward: Callable[[], None] = lambda: None
+    before_step: Callable[[], None] = lambda: None
     before_validation: Callable[[], None] | None = None
     columns: Callable[[], Mapping[str, float]] = dict
 
@@ -272,6 +274,7 @@ class _Loop:
             torch.autograd.backward(loss / len(group))
             losses.append(loss.detach())
         self.trainable.after_backward()
+        self.trainable.before_step()
         value = float(torch.stack(losses).mean())
         norm = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
         if not (math.isfinite(value) and torch.isfinite(norm)):

@@ -31,7 +31,7 @@ EACH = {
 def held(training, constraints):
     """The training with these constraints."""
     trainable = constrained(training.network, constraints, training.state)
-    names = ("parameter_groups", "before_forward", "after_backward", "before_validation", "columns")
+    names = ("parameter_groups", "before_forward", "after_backward", "before_step", "before_validation", "columns")
     training.trainable.update({name: getattr(trainable, name) for name in names})
     return training
 
