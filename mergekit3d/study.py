@@ -188,7 +188,7 @@ class Study:
             init = [] if model.init == NONE else files_identity([init_path(loaded, model, earlier)])
             seed = self._seed(loaded.recipe.seed)
             decisive = [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, seed]
-            if model.freeze or model.learning_rates or model.regularise is not None or model.drop_transfer:
+            if model.is_held:
                 fisher = init_fisher(loaded, model, earlier)
                 decisive += [loaded.recipe.partitions.model_dump(mode="json"), files_identity([fisher] if fisher is not None else [])]
             return decisive

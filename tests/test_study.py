@@ -119,3 +119,4 @@ def test_problems_of_the_whole_recipe_are_told_before_any_work(ran: Path, tmp_pa
         run(ran / "small.yaml", overrides=["data.hcp=nowhere", "data.brats=nowhere"])
 
     assert 65 == caught.value.exit_code
+    assert 3 == len(str(caught.value).splitlines())

@@ -36,17 +36,14 @@ def check_whole(loaded: LoadedRecipe) -> None:
     if recipe.target is None and recipe.train is None and not recipe.sources:
         problems.add(RecipeError("the recipe asks for nothing", where=loaded.path, wanted="a target, and sources or train"))
     if recipe.target is not None:
-        attempt(lambda: network_for(loaded, open_cohort(loaded, recipe.target).task, None))
-        attempt(lambda: _check_constraints(loaded, recipe.target, recipe.finetune, "finetune"))
-    if recipe.train is not None:
-        attempt(lambda: _check_constraints(loaded, recipe.target, recipe.train, "train"))
+        model, key = (recipe.finetune, "finetune") if recipe.train is None else (recipe.train, "train")
+        attempt(partial(_check_task, loaded, recipe.target, "target", model, key))
     earlier: list[str] = []
     for source in (*recipe.sources, *recipe.baselines):
         if source.target is not None:
-            attempt(partial(open_cohort, loaded, source.target, key=f"sources.{source.name}.target"))
+            trained, where = None if source.checkpoint is not None else source.train, f"sources.{source.name}"
+            attempt(partial(_check_task, loaded, source.target, f"{where}.target", trained, f"{where}.train"))
         attempt(partial(_check_start, loaded, source, earlier))
-        if source.checkpoint is None:
-            attempt(partial(_check_constraints, loaded, source.target, source.train, f"sources.{source.name}.train"))
         earlier.append(source.name)
     if recipe.train is not None and recipe.train.init != NONE:
         path = loaded.input_path(recipe.train.init)
@@ -66,13 +63,17 @@ def _check_start(loaded: LoadedRecipe, source: SourceModel, earlier: list[str]) 
         open_checkpoint(loaded.input_path(source.train.init), verify=False)
 
 
-def _check_constraints(loaded: LoadedRecipe, target: TargetModel | None, model: WholeModel | None, key: str) -> None:
-    """What a training freezes, rates and holds, as far as its network is known before the first step."""
-    if target is None or model is None:
+def _check_task(loaded: LoadedRecipe, target: TargetModel, where: str, model: WholeModel | None, key: str) -> None:
+    """The data of a task, and what its training freezes, rates and holds, as far as the network is known before the first step."""
+    task = open_cohort(loaded, target, key=where).task
+    if model is None:
+        return
+    network = network_for(loaded, task, None)
+    if not model.is_held:
         return
     paths = [loaded.checkpoint_path(source) for source in loaded.recipe.sources]
-    if isinstance(model, TrainModel) and model.init != NONE:
+    if isinstance(model, TrainModel):
         paths.append(loaded.input_path(model.init))
     known = next((network_of(open_checkpoint(path, verify=False)) for path in paths if path.is_file()), None)
-    network = network_for(loaded, open_cohort(loaded, target).task, known)
+    network = network_for(loaded, task, known)
     check_constraints(loaded, model, network, network_shapes(network), key)

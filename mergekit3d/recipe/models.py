@@ -126,6 +126,11 @@ class WholeModel(TrainingModel):
     )
     regularise: RegulariseModel | None = Field(None, description="a pull back to the weights at the start")
 
+    @property
+    def is_held(self) -> bool:
+        """Whether some tensors train otherwise than the rest."""
+        return bool(self.freeze or self.learning_rates or self.regularise is not None)
+
 
 class TrainModel(WholeModel):
     """Training of a source model."""
@@ -140,6 +145,11 @@ class TrainModel(WholeModel):
     drop_transfer: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of output channels that take the weights of init in a step (drop-transfer of sequential IMM)"
     )
+
+    @property
+    def is_held(self) -> bool:
+        """Whether some tensors train otherwise than the rest."""
+        return super().is_held or self.drop_transfer > 0
 
     @model_validator(mode="after")
     def _has_a_start(self) -> TrainModel:
