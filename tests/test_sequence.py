@@ -138,6 +138,15 @@ def test_misspelt_layers_of_every_training_are_told_before_any_work(data: Path) 
     assert "sources.m3.train.freeze[0]" in str(caught.value)
 
 
+def test_an_architecture_that_cannot_be_is_told_once(data: Path) -> None:
+    """Not again for each of the three tasks."""
+    with pytest.raises(MergeKit3DError) as caught:
+        run(write(data, "deep"), overrides=overrides(data, "architecture={name: isensee2017, dept: 3}"))
+
+    assert 1 == len(str(caught.value).splitlines())
+    assert "did you mean 'depth'?" in str(caught.value)
+
+
 def test_unused_study_of_a_sequence_has_no_arms(data: Path) -> None:
     """Without study, a recipe of sources alone trains them and stops there."""
     loaded = load_recipe(write(data, "alone"), overrides=overrides(data, "study=null"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from mergekit3d.architectures import network_of, network_shapes
+from mergekit3d.architectures import check_arguments, network_of, network_shapes
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, parameters_of
@@ -26,22 +26,25 @@ def check_whole(loaded: LoadedRecipe) -> None:
     """
     recipe, problems = loaded.recipe, ProblemCollector()
 
-    def attempt(check: Callable[[], object]) -> None:
+    def attempt(check: Callable[[], object]) -> bool:
         try:
             check()
         except MergeKit3DError as error:
             problems.add(error)
+            return False
+        return True
 
+    known = attempt(lambda: _check_architecture(loaded))
     attempt(lambda: parameters_of(METHODS.get(recipe.merge.method), recipe.merge.parameters))
     if recipe.target is None and recipe.train is None and not recipe.sources:
         problems.add(RecipeError("the recipe asks for nothing", where=loaded.path, wanted="a target, and sources or train"))
     if recipe.target is not None:
         model, key = (recipe.finetune, "finetune") if recipe.train is None else (recipe.train, "train")
-        attempt(partial(_check_task, loaded, recipe.target, "target", model, key))
+        attempt(partial(_check_task, loaded, recipe.target, "target", model if known else None, key))
     earlier: list[str] = []
     for source in (*recipe.sources, *recipe.baselines):
         if source.target is not None:
-            trained, where = None if source.checkpoint is not None else source.train, f"sources.{source.name}"
+            trained, where = source.train if source.checkpoint is None and known else None, f"sources.{source.name}"
             attempt(partial(_check_task, loaded, source.target, f"{where}.target", trained, f"{where}.train"))
         attempt(partial(_check_start, loaded, source, earlier))
         earlier.append(source.name)
@@ -63,13 +66,16 @@ def _check_start(loaded: LoadedRecipe, source: SourceModel, earlier: list[str]) 
         open_checkpoint(loaded.input_path(source.train.init), verify=False)
 
 
+def _check_architecture(loaded: LoadedRecipe) -> None:
+    given = loaded.architecture
+    if given is not None:
+        check_arguments(given.name, given.arguments)
+
+
 def _check_task(loaded: LoadedRecipe, target: TargetModel, where: str, model: WholeModel | None, key: str) -> None:
     """The data of a task, and what its training freezes, rates and holds, as far as the network is known before the first step."""
     task = open_cohort(loaded, target, key=where).task
-    if model is None:
-        return
-    network = network_for(loaded, task, None)
-    if not model.is_held:
+    if model is None or not model.is_held:
         return
     paths = [loaded.checkpoint_path(source) for source in loaded.recipe.sources]
     if isinstance(model, TrainModel):
