@@ -16,6 +16,7 @@ from mergekit3d.architectures import build_network
 from mergekit3d.architectures.slabs import fast_cpu_convolutions
 from mergekit3d.errors import UsageError
 from mergekit3d.per_sample import NotFiniteError, convolutions, per_sample_gradients
+from mergekit3d.per_sample.products import rows_product
 from tests.builders import spec_of
 
 
@@ -655,3 +656,13 @@ def test_network_is_left_as_it_was():
     assert torch.equal(before, network(x))
     assert ["head.bias"] == [name for name, values in network.named_parameters() if not values.requires_grad]
     assert all("forward" not in vars(module) and not module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 196608), (2, 5, 70000), (1, 64, 512)])
+def test_products_of_bfloat16_are_summed_in_float32(shape):
+    """The first shape ends the process inside oneDNN where the processor has AMX, if it is multiplied in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(shape, generator=generator).bfloat16() for _ in range(2))
+
+    torch.testing.assert_close(torch.bmm(a.double(), b.double().transpose(1, 2)), rows_product(a, b).double(), rtol=1e-4, atol=0.05)
+    assert torch.float32 == rows_product(a, b).dtype

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mergekit3d.per_sample.products import rows_product
+
 SMALL_VOLUME = 64
 """Voxels of output up to which a matrix product over an unfolded copy, sample after sample, is the fastest."""
 BLOCK = 16
@@ -109,7 +111,7 @@ def _padded(module: nn.modules.conv._ConvNd, x: Tensor, gradient: Tensor) -> tup
 def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry, samples: int) -> Iterable[Tensor]:
     rows = x.shape[0] // samples
     if _is_matrix_product(weight, geometry):
-        products = torch.bmm(gradient.flatten(2), x.flatten(2).transpose(1, 2))
+        products = rows_product(gradient.flatten(2), x.flatten(2))
         return products.reshape(samples, rows, *products.shape[1:]).sum(1).reshape(samples, *weight.shape)
     if samples == 1 and rows > 1:
         return geometry.of_weight(x, weight, gradient)[None]

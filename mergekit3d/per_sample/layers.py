@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mergekit3d.per_sample.products import rows_product
+
 
 def linear(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) -> dict[str, Tensor]:
     """Of `torch.nn.Linear` with any axes before the last: weight (samples, C_out, C_in) and bias (samples, C_out)."""
     assert isinstance(module, nn.Linear)
     of_rows = gradient.reshape(samples, -1, gradient.shape[-1])
     rows = x.to(gradient.dtype).reshape(samples, -1, x.shape[-1])
-    found = {"weight": torch.bmm(of_rows.transpose(1, 2), rows)}
+    found = {"weight": rows_product(of_rows.transpose(1, 2), rows.transpose(1, 2))}
     if module.bias is not None:
         found["bias"] = of_rows.sum(1)
     return found

@@ -201,8 +201,8 @@ class AdaptModel(TrainingModel):
     regularise: RatioPenaltyModel | None = Field(None, description="penalty on ratios that are far from uniform")
     objective: Annotated[ObjectiveModel, BeforeValidator(_by_word)] = Field(
         ObjectiveModel(),
-        description="supervised (loss on labelled subjects), entropy (of the prediction: delta alone is learned, private tensors stay as they "
-        "are), or both by weight",
+        description="supervised (loss on labelled subjects), entropy (of the prediction; delta alone is learned, private tensors "
+        "stay as they are), or both by weight",
     )
     unlabelled: str | None = Field(
         None, description="folder of scans without labels, or a name from data, for the entropy; left out: the training subjects"
