@@ -174,6 +174,7 @@ def plot(
     truth: Annotated[Path | None, typer.Option(metavar="FILE", help="The true labels of segmentations.")] = None,
     regions: Regions = None,
     names: Names = None,
+    path: Annotated[bool, typer.Option("--path", help="Of adapt's log: how every layer's ratios moved.")] = False,
     out: Out = None,
     force: Force = False,
     reporter: Reporter,
@@ -186,6 +187,8 @@ def plot(
 
       mergekit3d plot out/adapt/ratios.json --out ratios.svg
 
+      mergekit3d plot out/adapt/log.csv --path
+
       mergekit3d plot out/fused.report.json
 
       mergekit3d plot m1.fisher.safetensors m2.fisher.safetensors
@@ -196,5 +199,13 @@ def plot(
     """
     files = needed(files, "plot", "a file", example="plot out/adapt/ratios.json")
     return mergekit3d.plot(
-        files, out=out, image=image, truth=truth, regions=regions_of(regions), names=names_of(names), force=force, reporter=reporter
+        files,
+        out=out,
+        image=image,
+        truth=truth,
+        regions=regions_of(regions),
+        names=names_of(names),
+        path=path,
+        force=force,
+        reporter=reporter,
     )

@@ -98,6 +98,8 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
     problems.raise_if_any()
     if not any(tensor.outcome == FUSED for tensor in tensors):
         raise RecipeError("nothing would be fused", where="partitions", todo="let shared name at least one tensor that private does not")
+    if recipe.merge.granularity == "kernel":
+        _check_kernels(tensors)
     groups = list(dict.fromkeys(tensor.group for tensor in tensors if tensor.group is not None))
     if uniform:
         uniform_row = [1 / len(sources)] * len(sources)
@@ -137,6 +139,25 @@ def _on_dtypes(tensors: Sequence[TensorPlan], sources: Sequence[Source]) -> list
     first = mixed[0]
     found = ", ".join(f"{source.name} {source.checkpoint.entries[first.name].dtype}" for source in sources)
     return [f"dtypes differ in {len(mixed)} tensors ({first.name}: {found}): written as {first.dtype}"]
+
+
+def _check_kernels(tensors: Sequence[TensorPlan]) -> None:
+    """Refuse layers whose weight and bias do not have the same first axis: those of transposed convolutions, where it is the inputs'.
+
+    Raises:
+        RecipeError: the first such layer.
+    """
+    first: dict[str, TensorPlan] = {}
+    for tensor in tensors:
+        if tensor.group is None:
+            continue
+        known = first.setdefault(tensor.group, tensor)
+        if known.entry.shape[:1] != tensor.entry.shape[:1]:
+            found = f"{known.entry.shape[0]} in {known.entry.name}, {tensor.entry.shape[0]} in {tensor.entry.name}"
+            todo = "set merge.granularity: layer, or name the layer in partitions.private"
+            raise RecipeError(
+                "a layer has no ratio a kernel", where="merge.granularity", wanted="one output channel a row", found=found, todo=todo
+            )
 
 
 def _checked(tensor: TensorPlan, ratios: Ratios, sources: Sequence[Source], task: TaskSpec | None) -> TensorPlan:

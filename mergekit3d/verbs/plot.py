@@ -26,7 +26,7 @@ class PlotResult:
     """What was drawn.
 
     Args:
-        kind: ratios, merge, fisher, curves, differences or slices.
+        kind: ratios, path, merge, fisher, curves, differences or slices.
         out: the picture.
     """
 
@@ -50,6 +50,7 @@ def plot(
     truth: Path | None = None,
     regions: str | Mapping[str, tuple[int, ...]] | None = None,
     names: Sequence[str] | None = None,
+    path: bool = False,
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> PlotResult:
@@ -63,6 +64,7 @@ def plot(
         truth: the true labels of segmentations.
         regions: of segmentations: a shipped set, or label ids by region; by default every label that they hold.
         names: what to call several files; by default told from their paths.
+        path: of the log of an adaptation: how every layer's ratios moved, in place of the learning curve.
         force: write over an existing picture.
         reporter: where messages go.
 
@@ -85,7 +87,10 @@ def plot(
     called = list(names) if names is not None else names_of(files)
     if len(called) != len(files):
         raise UsageError("the names do not fit the files", wanted=f"{len(files)} names", found=", ".join(called))
-    kind, figure = _figure(dict(zip(called, files, strict=True)), image, truth, regions)
+    if path:
+        kind, figure = "path", _path(files)
+    else:
+        kind, figure = _figure(dict(zip(called, files, strict=True)), image, truth, regions)
     save_figure(figure, picture)
     reporter.info(f"wrote {picture}")
     return PlotResult(kind, picture)
@@ -154,9 +159,32 @@ def _curves(files: Mapping[str, Path]) -> Figure:
         header = next((cells for _, cells in read_csv(path, "the training log", ())), {})
         if "dice" in header and "region" in header:
             raise InputError("metrics are not plotted alone", where=path, todo="compare two with `mergekit3d compare`")
-    ratios = next((path.parent / "ratios.json" for path in files.values() if (path.parent / "ratios.json").is_file()), None)
-    sources = read_json_object(ratios, "the ratios").get("sources", []) if ratios is not None else []
-    return curves_figure({name: read_log(path) for name, path in files.items()}, sources=[str(source) for source in sources])
+    sources = next((found for path in files.values() if (found := _sources_beside(path))), [])
+    return curves_figure({name: read_log(path) for name, path in files.items()}, sources=sources)
+
+
+def _path(files: Sequence[Path]) -> Figure:
+    """How the ratios moved.
+
+    Raises:
+        UsageError: several files, or one that is no log.
+        InputError: the log, or the ratios beside it, cannot be read.
+    """
+    from mergekit3d.plots.logs import read_log
+    from mergekit3d.plots.path import path_figure
+
+    if len(files) > 1 or files[0].suffix.lower() != ".csv":
+        raise UsageError("the path of the ratios is drawn from one log", where=files[0], wanted="the log.csv that adapt wrote")
+    log, sources = read_log(files[0]), _sources_beside(files[0])
+    if not sources:
+        raise InputError("the sources are not known", where=files[0].with_name("ratios.json"), todo="plot the log where adapt wrote it")
+    return path_figure(log, sources)
+
+
+def _sources_beside(log: Path) -> list[str]:
+    """The sources of an adaptation, from the ratios beside its log; none where there are no ratios."""
+    ratios = log.parent / "ratios.json"
+    return [str(source) for source in read_json_object(ratios, "the ratios").get("sources", [])] if ratios.is_file() else []
 
 
 def _fisher(files: Mapping[str, Path]) -> Figure:

@@ -14,7 +14,8 @@ from mergekit3d.errors import MergeKit3DError, RecipeError
 from mergekit3d.options import Options
 from mergekit3d.verbs.adapt import adapt
 from mergekit3d.verbs.fuse import fuse
-from tests.builders import two_sources, write_recipe
+from mergekit3d.verbs.plot import plot
+from tests.builders import save, two_sources, write_recipe
 
 RECIPE = """
 version: 1
@@ -196,3 +197,51 @@ def test_training_subject_without_labels_needs_the_entropy(project, data):
         run(project, "data.hcp=hcp")
     with pytest.raises(RecipeError, match="private tensors of a source"):
         run(project, "data.hcp=hcp", "adapt.objective=entropy")
+
+
+def test_bfloat16_learns_what_float32_learns(project):
+    """Under autocast the weights that follow delta stay float32: the ratios move the same way."""
+    paths = [run(project, precision=precision, force=True).layers for precision in ("fp32", "bf16")]
+
+    single, brief = (np.array(list(layers.values())) for layers in paths)
+    assert np.abs(single - 0.5).max() > 0.01
+    np.testing.assert_allclose(single, brief, atol=0.03)
+
+
+def test_accumulated_batches_make_one_step(project):
+    """Two batches of one subject give the ratios of one batch of two, without dropout."""
+    common = (
+        "architecture={name: isensee2017, base_filters: 2, depth: 3, segmentation_levels: 2, dropout: 0.0}",
+        "adapt.patch_size=[8, 8, 8]",
+    )
+    together = run(project, *common, "adapt.batch_size=2").layers
+    apart = run(project, *common, "adapt.accumulate=2", force=True).layers
+
+    np.testing.assert_allclose(np.array(list(together.values())), np.array(list(apart.values())), atol=1e-5)
+
+
+def test_plot_draws_the_path(project):
+    """From the log and the ratios beside it; of no other file."""
+    result = run(project)
+
+    assert "path" == plot(result.log, path=True, out=project / "p.svg").kind
+    with pytest.raises(MergeKit3DError, match="drawn from one log"):
+        plot(result.ratios, path=True, out=project / "q.svg")
+    result.ratios.unlink()
+    with pytest.raises(MergeKit3DError, match="sources are not known"):
+        plot(result.log, path=True, out=project / "q.svg")
+
+
+def test_kernels_of_a_transposed_convolution_are_refused(project):
+    """Its first axis is the inputs'; the message says what to set."""
+    states = {"up.weight": np.ones((4, 3, 2, 2, 2), np.float32), "up.bias": np.ones(3, np.float32)}
+    for name in ("a", "b"):
+        save(project / f"{name}.safetensors", states)
+    recipe = write_recipe(
+        project,
+        "version: 1\nsources: [{name: a, checkpoint: a.safetensors}, {name: b, checkpoint: b.safetensors}]\n"
+        "partitions: {private: []}\nmerge: {method: mean-imm, granularity: kernel}\n",
+        "kernel.yaml",
+    )
+    with pytest.raises(RecipeError, match="a layer has no ratio a kernel"):
+        fuse(recipe)
