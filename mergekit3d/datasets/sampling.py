@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from mergekit3d.datasets.augmentation import Transform, augmented
 from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.prepare import Prepared
+from mergekit3d.datasets.share import WHOLE, Share
 from mergekit3d.volumes.orientation import Shape
 
 if TYPE_CHECKING:
@@ -31,12 +32,19 @@ class Batch:
         targets: uint8, (B, C, X, Y, Z) for regions or (B, X, Y, Z) for exclusive classes; padding is 0. None: none were read.
         numbers: of the subjects.
         shapes: voxels of each sample along each axis, without the padding.
+        whole: samples of the batch that this is a process's share of, which may be none; None: this is all of it.
     """
 
     images: torch.Tensor
     targets: torch.Tensor | None
     numbers: tuple[int, ...]
     shapes: tuple[Shape, ...]
+    whole: int | None = None
+
+    @property
+    def part(self) -> float:
+        """How much of its batch this is, from 0 to 1."""
+        return 1.0 if self.whole is None else len(self.numbers) / self.whole
 
 
 def epoch_batches(
@@ -52,6 +60,7 @@ def epoch_batches(
     first_step: int = 0,
     augment: Sequence[Transform] = (),
     device: torch.device | str = "cpu",
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """The training batches of one epoch.
 
@@ -70,17 +79,25 @@ def epoch_batches(
         first_step: where to start, from 0; the batches are the same as without it.
         augment: random changes, in order.
         device: where the tensors go.
+        share: which samples of each batch to take; the others are not read.
     """
     subjects = sorted(numbers)
-    total = -(-len(subjects) // batch_size) if steps is None else steps
-    for step in range(first_step, total):
-        last = (step + 1) * batch_size if steps is not None else min((step + 1) * batch_size, len(subjects))
+    total = len(subjects) if steps is None else steps * batch_size
+    for step in range(first_step, -(-total // batch_size)):
+        indices = range(step * batch_size, min((step + 1) * batch_size, total))
+        plan = {index: _subject_at(subjects, index, seed, epoch) for index in indices}
+        own = share.of_batch(step, batch_size, total)
         samples = []
-        for index in range(step * batch_size, last):
-            number = _subject_at(subjects, index, seed, epoch)
+        for index in own:
             rng = np.random.default_rng([seed, epoch, SAMPLE_STREAM, index])
-            samples.append((number, *_sample(store.get(number), patch_size, augment, rng)))
-        yield _batch(samples, _common_shape([image.shape[1:] for _, image, _ in samples], patch_size, multiple_of), device)
+            samples.append((plan[index], *_sample(store.get(plan[index]), patch_size, augment, rng)))
+        if own == indices:
+            yield _batch(samples, _common_shape([image.shape[1:] for _, image, _ in samples], patch_size, multiple_of), device)
+        elif not samples:
+            yield _empty_batch(len(indices), device)
+        else:
+            shapes = [] if patch_size is not None else [share.shapes[number] for number in plan.values()]
+            yield replace(_batch(samples, _common_shape(shapes, patch_size, multiple_of), device), whole=len(indices))
 
 
 def whole_volume_batches(
@@ -153,6 +170,13 @@ def _batch(samples: Sequence[tuple[int, Array, Array | None]], shape: Shape, dev
         tuple(number for number, _, _ in samples),
         tuple((x, y, z) for x, y, z in sizes),
     )
+
+
+def _empty_batch(whole: int, device: torch.device | str) -> Batch:
+    """What a process gets of a batch in which it has no sample."""
+    import torch
+
+    return Batch(torch.empty(0, device=device), None, (), (), whole)
 
 
 def _padded(array: Array, shape: Shape) -> Array:

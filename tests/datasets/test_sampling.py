@@ -7,6 +7,7 @@ import torch
 from mergekit3d.datasets.augmentation import flips
 from mergekit3d.datasets.prepare import Box, Prepared
 from mergekit3d.datasets.sampling import epoch_batches, patch_block, whole_volume_batches
+from mergekit3d.datasets.share import Share
 from mergekit3d.volumes.nifti import Grid
 
 SHAPES = {1: (5, 6, 7), 2: (8, 6, 5), 3: (4, 4, 4), 5: (9, 3, 6)}
@@ -135,3 +136,18 @@ def test_subjects_without_targets_give_batches_without(patch_size):
     assert all(torch.equal(batch.images, other.images) for batch, other in zip(first, again, strict=True))
     if patch_size is not None:
         assert {patch_size} == {tuple(batch.images.shape[2:]) for batch in first}
+
+
+@pytest.mark.parametrize("patch_size", [None, (4, 4, 4)])
+@pytest.mark.parametrize("steps", [None, 3])
+def test_shares_of_processes_are_the_batches_of_one(patch_size, steps):
+    """Two processes and two batches a step: the same samples, padded alike, each in one process; the part of the batch is told."""
+    how = {"patch_size": patch_size, "steps": steps, "batch_size": 3}
+    shares = [batches(**how, share=Share(rank, 2, accumulate=2, shapes=SHAPES)) for rank in range(2)]
+
+    for whole, *parts in zip(batches(**how), *shares, strict=True):
+        there = [part for part in parts if part.numbers]
+        assert whole.numbers == sum((part.numbers for part in there), ())
+        assert torch.equal(whole.images, torch.cat([part.images for part in there]))
+        assert torch.equal(whole.targets, torch.cat([part.targets for part in there]))
+        assert 1 == pytest.approx(sum(part.part for part in parts))
