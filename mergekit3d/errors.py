@@ -23,6 +23,8 @@ class MergeKit3DError(Exception):
     """
 
     exit_code = 1
+    told_elsewhere = False
+    """Whether another process of the run has the same error and tells it."""
 
     def __init__(
         self,
