@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 
 from mergekit3d import __version__
-from mergekit3d.errors import MergeKit3DError, OutputError, Problems
+from mergekit3d.errors import MergeKit3DError, OutputError, Problems, UsageError
+from mergekit3d.training.processes import is_first_process, number_of_processes
 
 from . import files, method, results
 from .console import reporter_for, show
@@ -24,6 +25,8 @@ from .flags import Output, output_flags, run_flags
 INTERNAL_ERROR = 70
 INTERRUPTED = 128 + 2
 BROKEN_PIPE = 128 + 13
+SHARED = ("train", "fisher", "adapt", "finetune")
+"""Commands whose work the processes that torchrun starts share; the others would all do the whole of it."""
 COMMANDS = (
     results.demo,
     results.phantom,
@@ -105,16 +108,32 @@ def _carry_out(function: Callable[..., Any], given: dict[str, Any]) -> int:
         # Importing MONAI alone emits some 65 warnings; those meant for the user come through the reporter.
         warnings.simplefilter("ignore")
     try:
+        _check_processes(function.__name__)
         if "options" in own:
             given["options"] = run_flags(**_taken(given, run_flags))
         if "reporter" in own:
             given["reporter"] = reporter_for(quiet=output.quiet)
         with redirect_stdout(sys.stderr):
             result = function(**given)
-        show(result, as_json=output.json)
+        if is_first_process():
+            show(result, as_json=output.json)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  every error becomes one line here
         return _tell(error, output)
     return 0
+
+
+def _check_processes(command: str) -> None:
+    """Refuse to do the whole of a command in each of several processes.
+
+    Raises:
+        UsageError: torchrun started several.
+    """
+    count = number_of_processes()
+    if count > 1 and command not in SHARED:
+        todo = f"start it without torchrun; {', '.join(SHARED[:-1])} and {SHARED[-1]} share their work"
+        error = UsageError(f"{command} is work for one process", found=f"{count} processes", todo=todo)
+        error.told_elsewhere = not is_first_process()
+        raise error
 
 
 def _taken(given: dict[str, Any], group: Callable[..., Any]) -> dict[str, Any]:
@@ -123,6 +142,8 @@ def _taken(given: dict[str, Any], group: Callable[..., Any]) -> dict[str, Any]:
 
 def _tell(error: BaseException, output: Output) -> int:
     """Print an error as one line (as one each where it holds several); the exit code."""
+    if isinstance(error, MergeKit3DError) and error.told_elsewhere:
+        return error.exit_code
     if output.debug:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):

@@ -26,6 +26,8 @@ def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
       mergekit3d train --recipe m1.yaml
 
       mergekit3d train --recipe m2.yaml --set train.epochs=100 --device cuda
+
+      torchrun --nproc-per-node 4 -m mergekit3d_cli train --recipe m2.yaml
     """
     recipe = needed(recipe, "train", RECIPE, example="train --recipe m1.yaml")
     return mergekit3d.train(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
@@ -95,14 +97,14 @@ def fisher(
         _refuse_beside_recipe([flag for flag, value in own.items() if value is not None])
         changes = tuple(f"fisher.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in flags.items())
         overrides = [*overrides_of(overrides), *changes]
-        return _told_once(mergekit3d.fisher_sources(recipe, overrides=tuple(overrides), options=options, reporter=reporter))
+        return mergekit3d.fisher_sources(recipe, overrides=tuple(overrides), options=options, reporter=reporter)
     if overrides:
         raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
     what, example = "a checkpoint and its data, or a recipe", "fisher m1.pt --data hcp/"
     checkpoint = needed(checkpoint, "fisher", what, example=example)
     data = needed(data, "fisher", what, example=example)
     flags.update(layout=layout, modalities=names_of(modalities), regions=regions, subjects_file=subjects_file)
-    return _told_once(mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter))
+    return mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter)
 
 
 def fuse(
@@ -135,6 +137,8 @@ def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
     Examples:
 
       mergekit3d adapt --recipe timm.yaml
+
+      torchrun --nproc-per-node 4 -m mergekit3d_cli adapt --recipe timm.yaml
     """
     recipe = needed(recipe, "adapt", RECIPE, example="adapt --recipe timm.yaml")
     return mergekit3d.adapt(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
@@ -150,6 +154,8 @@ def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options:
       mergekit3d finetune --recipe timm.yaml
 
       mergekit3d finetune --recipe timm.yaml --set finetune.init=imm --out from_imm
+
+      torchrun --nproc-per-node 4 -m mergekit3d_cli finetune --recipe timm.yaml
     """
     recipe = needed(recipe, "finetune", "a recipe with a target to train on", example="finetune --recipe timm.yaml")
     return mergekit3d.finetune(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
@@ -170,15 +176,6 @@ def run(
     """
     recipe = needed(recipe, "run", RECIPE, example="run timm.yaml")
     return mergekit3d.run(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
-
-
-def _told_once(result: Result) -> Result:
-    """The result, in the first of the processes that torchrun started; the others end here, as they have nothing to say."""
-    from mergekit3d.training.processes import is_first_process
-
-    if not is_first_process():
-        raise SystemExit(0)
-    return result
 
 
 def _refuse_beside_recipe(given: list[str]) -> None:

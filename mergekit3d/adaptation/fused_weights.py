@@ -56,7 +56,7 @@ class FusedWeights:
         tensors: the shared tensors, in the network's order; not kept.
         by_kernel: one ratio an output channel in place of one a group.
         initial_ratios: where the ratios of each group start, one number a source, or one list over output channels; None: uniform.
-        penalty: on the ratios, added to the gradient of delta.
+        penalty: on the ratios, which `add_penalty` adds to the gradient of delta.
 
     Attributes:
         delta: (sources, ratios) parameter, the unconstrained form of the ratios (eq. 3).
@@ -155,15 +155,23 @@ class FusedWeights:
 
     @torch.no_grad()
     def backward(self) -> None:
-        """Set the gradient of delta from the gradients that the backward passes since `fuse` left on the shared parameters."""
+        """Set the gradient of delta from the gradients that the backward passes since `fuse` left on the shared parameters.
+
+        It is linear in them: where several processes have a part of a step each, theirs of delta add up to that of the step, with some
+        thousand times less to send than those of the shared parameters.
+        """
         gradient = torch.zeros_like(self.delta)
         for block, members in zip(self._blocks, self._members, strict=True):
             parts = [torch.zeros_like(part).flatten() if part.grad is None else part.grad.flatten() for part in members]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             block.add_ratio_gradient(whole.view(len(block.columns), -1), self._ratios, gradient)
-        if self.penalty is not None:
-            gradient += self.penalty.gradient(self._ratios)
         self.delta.grad = delta_gradient(self.delta.detach(), self._ratios, gradient)
+
+    @torch.no_grad()
+    def add_penalty(self) -> None:
+        """Add the gradient of the penalty, where there is one, to that of delta."""
+        if self.penalty is not None and self.delta.grad is not None:
+            self.delta.grad += delta_gradient(self.delta.detach(), self._ratios, self.penalty.gradient(self._ratios))
 
 
 def delta_of_ratios(ratios: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.datasets.augmentation import Transform, flips
 from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
+from mergekit3d.datasets.share import WHOLE, Share
 from mergekit3d.datasets.split import write_split
 from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.options import Options
@@ -26,6 +27,8 @@ from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import TrainingModel
 from mergekit3d.storage.seal import json_digest
 from mergekit3d.training.objective import SUPERVISED, Objective
+from mergekit3d.training.processes import ALONE, ProcessGroup
+from mergekit3d.volumes.orientation import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -152,7 +155,8 @@ def finished(stage: Stage, checkpoint: Path, options: Options) -> FitResult | No
     Raises:
         UsageError: the checkpoint comes from another recipe or start.
     """
-    from mergekit3d.training.loop import LOG_NAME, FitResult
+    from mergekit3d.training.keeping import LOG_NAME
+    from mergekit3d.training.loop import FitResult
     from mergekit3d.training.snapshot import SNAPSHOT_NAME
 
     if not options.resume or (stage.out / SNAPSHOT_NAME).exists() or not checkpoint.exists():
@@ -170,8 +174,8 @@ def finished(stage: Stage, checkpoint: Path, options: Options) -> FitResult | No
     return FitResult(epochs, best + 1, float(losses[best]), None if dice is None else float(dice[best]), "done before")
 
 
-def run_stage(stage: Stage, *, options: Options, reporter: Reporter) -> TrainResult:
-    """Train a network whole; see `fit_stage` for the parts.
+def run_stage(stage: Stage, *, group: ProcessGroup = ALONE, options: Options, reporter: Reporter) -> TrainResult:
+    """Train a network whole, shared out among the processes of a group; see `fit_stage` for the parts.
 
     Returns:
         Where the checkpoints and the log are, and how training ended.
@@ -179,19 +183,19 @@ def run_stage(stage: Stage, *, options: Options, reporter: Reporter) -> TrainRes
     from mergekit3d.training.constrained import constrained
     from mergekit3d.training.devices import resolve_runtime
 
-    done = finished(stage, stage.out / "best.safetensors", options)
+    done = group.share(lambda: finished(stage, stage.out / "best.safetensors", options))
     if done is not None:
         return train_result(stage.out, done, best="best.safetensors")
     runtime = resolve_runtime(options.device, options.precision)
-    network = stage.start.build().to(runtime.device)
+    network = group.agree(lambda: stage.start.build().to(runtime.device))
     remark = stage.constraints.remark()
     reporter.info(f"{stage.method}: {describe(stage)}{f'; {remark}' if remark else ''}")
-    trainable = constrained(network, stage.constraints, lambda: cpu_state(network))
+    trainable = group.agree(lambda: constrained(network, stage.constraints, lambda: cpu_state(network)))
 
     def save(name: str, state: dict[str, Tensor]) -> None:
         save_tensors(stage.out / f"{name}.safetensors", state, stage.metadata())
 
-    result = fit_stage(stage, trainable, save, options=options, reporter=reporter)
+    result = fit_stage(stage, trainable, save, group=group, options=options, reporter=reporter)
     return train_result(stage.out, result, best="best.safetensors")
 
 
@@ -200,6 +204,7 @@ def fit_stage(
     trainable: Trainable,
     save: Callable[[str, dict[str, Tensor]], None],
     *,
+    group: ProcessGroup = ALONE,
     options: Options,
     reporter: Reporter,
 ) -> FitResult:
@@ -207,19 +212,20 @@ def fit_stage(
     from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import fit
 
-    check_patch(stage)
-    if not stage.cohort.split.train:
-        raise RecipeError(
-            "no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects"
-        )
-    write_split(stage.out / "split.json", stage.cohort.split)
+    group.agree(lambda: check_stage(stage))
+    group.share(lambda: write_split(stage.out / "split.json", stage.cohort.split))
     # Labels of the training subjects are not looked at where only their entropy counts; they may not be there.
     parts = ("train", "validation") if stage.objective.supervised else ("validation",)
     store = open_store(stage.cohort, parts, reporter)
+    settings = _settings(stage)
+    samples = settings.batch_size * settings.accumulate
+    if samples < group.size:
+        idle = f"{group.size - samples} of {group.size} processes have nothing to do"
+        reporter.warn(f"{idle}: a step has batch_size x accumulate = {samples} samples, for all of them together")
     return fit(
         trainable,
-        training_data(stage, store, reporter=reporter),
-        _settings(stage),
+        training_data(stage, store, group, reporter=reporter),
+        settings,
         runtime=resolve_runtime(options.device, options.precision),
         folder=stage.out,
         exclusive=stage.cohort.task.exclusive,
@@ -229,6 +235,7 @@ def fit_stage(
         resume=options.resume,
         identity=stage.identity(),
         draw=_draw(stage),
+        processes=group,
         objective=stage.objective,
     )
 
@@ -239,17 +246,21 @@ def _settings(stage: Stage) -> TrainingSettings:
     return replace(settings, accumulate=2 * settings.accumulate) if stage.objective.in_pairs else settings
 
 
-def check_patch(stage: Stage) -> None:
-    """Refuse patches that the network cannot halve as often as it has levels.
+def check_stage(stage: Stage) -> None:
+    """Refuse patches that the network cannot halve as often as it has levels, and a training without subjects.
 
     Raises:
-        RecipeError: an edge of ``patch_size`` is no multiple of what the network needs.
+        RecipeError: an edge of ``patch_size`` is no multiple of what the network needs, or nobody trains.
     """
     multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
     patch = stage.settings.patch_size
     if patch is not None and any(edge % multiple_of for edge in patch):
         wanted = f"multiples of {multiple_of} for {stage.start.network.name}"
         raise RecipeError("the network does not take these patches", where=f"{stage.method}.patch_size", wanted=wanted, found=list(patch))
+    if not stage.cohort.split.train:
+        raise RecipeError(
+            "no training subjects", where="target.split.train", todo="give it a number, or fewer validation and test subjects"
+        )
 
 
 def settings_of(model: TrainingModel) -> TrainingSettings:
@@ -274,8 +285,8 @@ def numbers_of(cohort: Cohort, part: str) -> list[int]:
     return [number for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in names]
 
 
-def training_data(stage: Stage, store: SubjectStore, *, reporter: Reporter = SILENT) -> TrainingData:
-    """Batches of a stage: training patches or volumes by epoch, validation subjects whole.
+def training_data(stage: Stage, store: SubjectStore, group: ProcessGroup = ALONE, *, reporter: Reporter = SILENT) -> TrainingData:
+    """Batches of a stage: training patches or volumes by epoch, validation subjects whole; of several processes, this one's share.
 
     Where the objective has an entropy of scans of its own, batches with and without targets take turns; where it has nothing else,
     none has targets.
@@ -286,7 +297,11 @@ def training_data(stage: Stage, store: SubjectStore, *, reporter: Reporter = SIL
     train, validation, settings = numbers_of(stage.cohort, "train"), numbers_of(stage.cohort, "validation"), stage.settings
     augment: list[Transform] = [flips([AXES.index(axis) for axis in settings.augment.flip])] if settings.augment.flip else []
 
-    def batches_of(store: SubjectStore, numbers: Sequence[int], epoch: int) -> Iterator[Batch]:
+    def share_of(store: SubjectStore, numbers: Sequence[int], rank: int) -> Share:
+        several_whole = group.size > 1 and settings.patch_size is None and settings.batch_size > 1
+        return Share(rank, group.size, settings.accumulate, _shapes(store, numbers, group) if several_whole else {})
+
+    def batches_of(store: SubjectStore, numbers: Sequence[int], share: Share, epoch: int) -> Iterator[Batch]:
         return epoch_batches(
             store,
             numbers,
@@ -297,22 +312,37 @@ def training_data(stage: Stage, store: SubjectStore, *, reporter: Reporter = SIL
             epoch=epoch,
             steps=settings.steps_per_epoch,
             augment=augment,
+            share=share,
         )
 
     unlabelled = _unlabelled_store(stage, reporter)
+    share = share_of(store, train, group.rank) if stage.objective.supervised else WHOLE
+    # From the last process on: where both are one sample, they are in two processes.
+    other = WHOLE if unlabelled is None else share_of(unlabelled, unlabelled.numbers, group.size - 1 - group.rank)
 
     def batches(epoch: int) -> Iterable[Batch]:
         if unlabelled is None:
-            return batches_of(store, train, epoch)
+            return batches_of(store, train, share, epoch)
         if not stage.objective.in_pairs:
-            return batches_of(unlabelled, unlabelled.numbers, epoch)
-        return _in_turns(batches_of(store, train, epoch), lambda: batches_of(unlabelled, unlabelled.numbers, epoch))
+            return batches_of(unlabelled, unlabelled.numbers, other, epoch)
+        labelled = batches_of(store, train, share, epoch)
+        return _in_turns(labelled, lambda: batches_of(unlabelled, unlabelled.numbers, other, epoch))
 
     return TrainingData(
         train=batches,
-        validation=lambda: whole_volume_batches(store, validation, multiple_of=multiple_of),
+        validation=lambda: whole_volume_batches(store, validation[group.rank :: group.size], multiple_of=multiple_of),
         region_names=tuple(stage.cohort.task.outputs),
     )
+
+
+def _shapes(store: SubjectStore, numbers: Sequence[int], group: ProcessGroup) -> dict[int, Shape]:
+    """Voxels of every subject once it is prepared, which nothing but preparing it tells; each process prepares some."""
+
+    def prepared() -> dict[int, Shape]:
+        return {number: (x, y, z) for number in numbers[group.rank :: group.size] for _, x, y, z in (store.get(number).image.shape,)}
+
+    own = group.agree(prepared)
+    return {number: shape for part in group.gather(own) for number, shape in part.items()}
 
 
 def _unlabelled_store(stage: Stage, reporter: Reporter) -> SubjectStore | None:

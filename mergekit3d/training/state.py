@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from mergekit3d.errors import InputError
 from mergekit3d.training.log import Row
+from mergekit3d.training.processes import ALONE, ProcessGroup
 from mergekit3d.training.schedule import Convergence
 from mergekit3d.training.snapshot import ANEW, read_snapshot, write_snapshot
 
@@ -72,8 +74,14 @@ def save_progress(path: Path, trained: Trained, progress: Progress, *, identity:
     write_snapshot(path, content, identity=identity)
 
 
-def load_progress(path: Path, trained: Trained, *, identity: str) -> Progress | None:
+def load_progress(path: Path, trained: Trained, *, identity: str, processes: ProcessGroup = ALONE) -> Progress | None:
     """Put weights and optimizer back as a snapshot has them.
+
+    Args:
+        path: the snapshot.
+        trained: where to put them.
+        identity: what the snapshot must be of.
+        processes: whose first one reads the file for all: it may stand on the disk of its machine alone.
 
     Returns:
         Where the training stood, or None where there is no snapshot.
@@ -82,9 +90,13 @@ def load_progress(path: Path, trained: Trained, *, identity: str) -> Progress | 
         InputError: the snapshot is damaged, or of another network.
         UsageError: it is of another recipe or version.
     """
-    content = read_snapshot(path, identity=identity)
+    content = _from_first(lambda: read_snapshot(path, identity=identity), processes)
     if content is None:
         return None
+    return processes.agree(lambda: _put_back(content, trained, path))
+
+
+def _put_back(content: dict[str, Any], trained: Trained, path: Path) -> Progress:
     try:
         trained.network.load_state_dict(content["network"])
         with torch.no_grad():
@@ -94,6 +106,25 @@ def load_progress(path: Path, trained: Trained, *, identity: str) -> Progress | 
         return _progress_of(content["progress"])
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         raise InputError("cannot go on from the snapshot", where=path, found="tensors of another network", todo=ANEW) from error
+
+
+def _from_first(read: Callable[[], dict[str, Any] | None], processes: ProcessGroup) -> dict[str, Any] | None:
+    """What the first process reads, in all. It travels as a file would: pickled one by one, views would each take their whole buffer."""
+    if processes.size == 1:
+        return read()
+
+    def packed() -> bytes | None:
+        content, file = read(), io.BytesIO()
+        if content is None:
+            return None
+        torch.save(content, file)
+        return file.getvalue()
+
+    sent = processes.share(packed)
+    if sent is None:
+        return None
+    content: dict[str, Any] = torch.load(io.BytesIO(sent), map_location="cpu", weights_only=True)
+    return content
 
 
 def _progress_of(content: dict[str, Any]) -> Progress:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mergekit3d.training.cohort import Stage
     from mergekit3d.training.loop import FitResult, Trainable
     from mergekit3d.training.objective import Objective
+    from mergekit3d.training.processes import ProcessGroup
 
 RATIOS_NAME, CHECKPOINT_NAME = "ratios.json", "checkpoint.safetensors"
 PICTURE_NAME, PATH_NAME = "ratios.png", "path.png"
@@ -90,6 +91,8 @@ def adapt(
 ) -> AdaptResult:
     """Learn the mixing ratios of a recipe.
 
+    Started by torchrun, the processes share the samples of each step, and the first of them reports and writes.
+
     Args:
         recipe: YAML file with sources, their Fisher diagonals, and a target.
         overrides: ``key.path=value`` each.
@@ -104,12 +107,27 @@ def adapt(
 
     Source: MIDL 2019, adaptation stage: the target's loss is minimised over delta (eq. 3) and S together.
     """
-    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
-    return adapt_loaded(loaded, options=options, reporter=reporter)
+    from mergekit3d.training.processes import shared_work
+
+    with shared_work(options, reporter) as (group, own_options, own_reporter):
+        loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
+        return adapt_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
 
-def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> AdaptResult:
+def adapt_loaded(
+    loaded: LoadedRecipe, *, group: ProcessGroup | None = None, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
+) -> AdaptResult:
     """Learn the ratios of a recipe that is loaded already; see `adapt`."""
+    from mergekit3d.training.processes import ALONE
+
+    group = ALONE if group is None else group
+    stage, plan, initial = group.agree(lambda: _plan(loaded, options, reporter))
+    with group.first_holds(lambda: output_lock(stage.out)):
+        return _run(stage, plan, loaded.recipe.adapt, initial, group=group, options=options, reporter=reporter)
+
+
+def _plan(loaded: LoadedRecipe, options: Options, reporter: Reporter) -> tuple[Stage, FusionPlan, Ratios]:
+    """What is adapted, with every problem found; and the ratios to start from."""
     from mergekit3d.training.cohort import Stage, refuse_trained
 
     out, settings = loaded.out / "adapt", loaded.recipe.adapt
@@ -129,8 +147,7 @@ def adapt_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, re
     ]
     unlabelled = _unlabelled(loaded, cohort, settings, objective)
     stage = Stage("adapt", loaded, cohort, settings, start, out, seed, {"sources": digests}, objective, unlabelled)
-    with output_lock(out):
-        return _run(stage, plan, settings, initial, options=options, reporter=reporter)
+    return stage, plan, initial
 
 
 def _objective(settings: AdaptModel) -> Objective:
@@ -179,14 +196,16 @@ def _check(loaded: LoadedRecipe, plan: FusionPlan, settings: AdaptModel, objecti
     return initial
 
 
-def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ratios, *, options: Options, reporter: Reporter) -> AdaptResult:
+def _run(
+    stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ratios, *, group: ProcessGroup, options: Options, reporter: Reporter
+) -> AdaptResult:
     from mergekit3d.adaptation.from_plan import as_fused
     from mergekit3d.training.cohort import describe, finished, fit_stage
 
-    done = finished(stage, stage.out / CHECKPOINT_NAME, options)
+    done = group.share(lambda: finished(stage, stage.out / CHECKPOINT_NAME, options))
     if done is not None:
-        return _result(stage.out, done)
-    trainable, fused = _trainable(stage, plan, settings, initial, options)
+        return group.share(lambda: _result(stage.out, done))
+    trainable, fused = group.agree(lambda: _trainable(stage, plan, settings, initial, options))
     reporter.info(f"adapt: {describe(stage)}; {len(fused.groups)} ratios a source")
 
     def save(name: str, tensors: dict[str, Tensor]) -> None:
@@ -199,9 +218,13 @@ def _run(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ratios, 
         whole = {**{key: value for key, value in tensors.items() if key != DELTA}, **as_fused(plan, ratios)}
         save_tensors(stage.out / CHECKPOINT_NAME, whole, stage.metadata())
 
-    fit = fit_stage(stage, trainable, save, options=options, reporter=reporter)
-    plot_path(stage.out / "log.csv", plan.ratios.sources, stage.out / PATH_NAME)
-    return _result(stage.out, fit)
+    ended = fit_stage(stage, trainable, save, group=group, options=options, reporter=reporter)
+
+    def finish() -> AdaptResult:
+        plot_path(stage.out / "log.csv", plan.ratios.sources, stage.out / PATH_NAME)
+        return _result(stage.out, ended)
+
+    return group.share(finish)
 
 
 def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ratios, options: Options) -> tuple[Trainable, FusedWeights]:
@@ -231,6 +254,7 @@ def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ra
         parameter_groups=[*groups, {"params": [fused.delta], "lr": settings.ratio_learning_rate, "weight_decay": 0.0}],
         before_forward=fused.fuse,
         after_backward=fused.backward,
+        before_step=fused.add_penalty,
         columns=lambda: log_columns(fused, plan.ratios.sources),
         state=state,
     )

@@ -22,7 +22,8 @@ from mergekit3d.recipe.models import SourceModel
 from mergekit3d.storage.lock import output_lock
 
 if TYPE_CHECKING:
-    from mergekit3d.training.cohort import TrainResult
+    from mergekit3d.training.cohort import Stage, TrainResult
+    from mergekit3d.training.processes import ProcessGroup
 
 NONE, IMM, TIMM = "none", "imm", "timm"
 
@@ -36,6 +37,8 @@ def finetune(
 ) -> TrainResult:
     """Fine-tune all weights on the recipe's target.
 
+    Started by torchrun, the processes share the samples of each step, and the first of them reports and writes.
+
     Args:
         recipe: YAML file with a target; ``finetune.init`` says where to start.
         overrides: ``key.path=value`` each.
@@ -48,25 +51,40 @@ def finetune(
     Raises:
         MergeKit3DError: problems of the recipe, its data or its checkpoints, before any work.
     """
-    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
-    return finetune_loaded(loaded, options=options, reporter=reporter)
+    from mergekit3d.training.processes import shared_work
+
+    with shared_work(options, reporter) as (group, own_options, own_reporter):
+        loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
+        return finetune_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
 
-def finetune_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> TrainResult:
+def finetune_loaded(
+    loaded: LoadedRecipe, *, group: ProcessGroup | None = None, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
+) -> TrainResult:
     """Fine-tune by a recipe that is loaded already; see `finetune`."""
-    from mergekit3d.training.cohort import Stage, refuse_trained, run_stage
+    from mergekit3d.training.cohort import refuse_trained, run_stage
+    from mergekit3d.training.processes import ALONE
 
-    out = loaded.out / "finetune"
-    refuse_trained(out, options)
+    def plan() -> Stage:
+        refuse_trained(loaded.out / "finetune", options)
+        return _stage(loaded, options)
+
+    group = ALONE if group is None else group
+    stage = group.agree(plan)
+    with group.first_holds(lambda: output_lock(stage.out)):
+        return run_stage(stage, group=group, options=options, reporter=reporter)
+
+
+def _stage(loaded: LoadedRecipe, options: Options) -> Stage:
+    from mergekit3d.training.cohort import Stage
+
     cohort = open_cohort(loaded, loaded.recipe.target)
     seed = loaded.recipe.seed if options.seed is None else options.seed
     init = loaded.recipe.finetune.init or (loaded.recipe.merge.method if loaded.recipe.sources else NONE)
     start = start_of(loaded, cohort, init, seed)
     how, provenance = loaded.recipe.finetune, {"initialisation": _public_name(loaded, init)}
     constraints = plan_constraints(loaded, how, start, lambda: _anchors(loaded, cohort, init, start), "finetune")
-    stage = Stage("finetune", loaded, cohort, how, start, out, seed, provenance, constraints=constraints)
-    with output_lock(out):
-        return run_stage(stage, options=options, reporter=reporter)
+    return Stage("finetune", loaded, cohort, how, start, loaded.out / "finetune", seed, provenance, constraints=constraints)
 
 
 def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Start:

@@ -20,6 +20,7 @@ from mergekit3d.storage.lock import output_lock
 
 if TYPE_CHECKING:
     from mergekit3d.training.cohort import TrainResult
+    from mergekit3d.training.processes import ProcessGroup
 
 NONE = "none"
 
@@ -33,6 +34,8 @@ def train(
 ) -> TrainResult:
     """Train a source model.
 
+    Started by torchrun, the processes share the samples of each step, and the first of them reports and writes.
+
     Args:
         recipe: YAML file with target and train.
         overrides: ``key.path=value`` each.
@@ -45,10 +48,18 @@ def train(
     Raises:
         MergeKit3DError: problems of the recipe, its data or the initial checkpoint, before any work.
     """
-    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
-    if loaded.recipe.train is None:
-        raise RecipeError("the recipe trains nothing", where=loaded.path, wanted="train", todo="for example train: {init: none}")
-    return train_model(loaded, loaded.recipe.target, loaded.recipe.train, out=loaded.out / "train", options=options, reporter=reporter)
+    from mergekit3d.training.processes import shared_work
+
+    def load() -> tuple[LoadedRecipe, TrainModel]:
+        loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+        if loaded.recipe.train is None:
+            raise RecipeError("the recipe trains nothing", where=loaded.path, wanted="train", todo="for example train: {init: none}")
+        return loaded, loaded.recipe.train
+
+    with shared_work(options, reporter) as (group, own_options, own_reporter):
+        loaded, model = group.agree(load)
+        out = loaded.out / "train"
+        return train_model(loaded, loaded.recipe.target, model, out=out, group=group, options=own_options, reporter=own_reporter)
 
 
 def train_model(
@@ -58,6 +69,7 @@ def train_model(
     *,
     out: Path,
     earlier: Mapping[str, Path] | None = None,
+    group: ProcessGroup | None = None,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> TrainResult:
@@ -69,6 +81,7 @@ def train_model(
         model: how to train.
         out: folder for best, last, log and picture.
         earlier: checkpoints that ``init`` may name.
+        group: the processes that share the training; None: this one alone.
         options: device, precision, seed.
         reporter: where progress goes.
 
@@ -76,15 +89,20 @@ def train_model(
         See `train`.
     """
     from mergekit3d.training.cohort import Stage, refuse_trained, run_stage
+    from mergekit3d.training.processes import ALONE
 
-    refuse_trained(out, options)
-    cohort = open_cohort(loaded, target)
-    seed = loaded.recipe.seed if options.seed is None else options.seed
-    start = start_of(loaded, cohort, model, earlier or {}, seed)
-    constraints = plan_constraints(loaded, model, start, lambda: _anchors(loaded, cohort, model, earlier or {}, start), "train")
-    stage = Stage("train", loaded, cohort, model, start, out, seed, constraints=constraints)
-    with output_lock(out):
-        return run_stage(stage, options=options, reporter=reporter)
+    def plan() -> Stage:
+        refuse_trained(out, options)
+        cohort = open_cohort(loaded, target)
+        seed = loaded.recipe.seed if options.seed is None else options.seed
+        start = start_of(loaded, cohort, model, earlier or {}, seed)
+        constraints = plan_constraints(loaded, model, start, lambda: _anchors(loaded, cohort, model, earlier or {}, start), "train")
+        return Stage("train", loaded, cohort, model, start, out, seed, constraints=constraints)
+
+    group = ALONE if group is None else group
+    stage = group.agree(plan)
+    with group.first_holds(lambda: output_lock(out)):
+        return run_stage(stage, group=group, options=options, reporter=reporter)
 
 
 def start_of(loaded: LoadedRecipe, cohort: Cohort, model: TrainModel, earlier: Mapping[str, Path], seed: int) -> Start:

@@ -51,6 +51,7 @@ def test_penalty_draws_ratios_towards_uniform(by):
         for _ in range(20):
             fused.fuse()
             fused.backward()
+            fused.add_penalty()
             optimizer.step()
         apart = (fused.ratios() - 0.5).abs()
         assert bool((apart < 0.2).all() if nearer else (apart > 0.2).all())

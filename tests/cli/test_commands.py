@@ -143,6 +143,20 @@ def test_fisher_is_told_by_the_first_of_several_processes(mergekit, fake, monkey
     assert [(0, "Dice 0.5\n"), (0, "")] == said
 
 
+def test_commands_that_cannot_be_shared_are_refused_once(mergekit, fake, monkeypatch):
+    """Each of several processes would do the whole of them."""
+    fake("run")
+    said = []
+    for rank in ("0", "1"):
+        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+            monkeypatch.setenv(name, value)
+        outcome = mergekit("run", "timm.yaml")
+        said.append((outcome.exit_code, outcome.stderr))
+
+    todo = "start it without torchrun; train, fisher, adapt and finetune share their work"
+    assert [(2, f"error: run is work for one process: found 2 processes; {todo}\n"), (2, "")] == said
+
+
 def test_fisher_of_a_recipe_turns_its_flags_into_overrides(mergekit, fake):
     """A flag beats the recipe, and --set as well."""
     seen = fake("fisher_sources")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mergekit3d.errors import InputError, Interrupted, UsageError
-from mergekit3d.training.loop import step_seed
+from mergekit3d.training.sharing import step_seed
 
 from .conftest import epoch_of, same, subject
 

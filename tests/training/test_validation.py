@@ -11,7 +11,10 @@ from torch import nn
 from mergekit3d.datasets.sampling import Batch
 from mergekit3d.errors import InputError
 from mergekit3d.training.devices import Runtime
+from mergekit3d.training.interruption import Interruption
 from mergekit3d.training.loss import dice_loss
+from mergekit3d.training.processes import ALONE
+from mergekit3d.training.sharing import Sharing
 from mergekit3d.training.validation import validate
 
 
@@ -31,6 +34,7 @@ def batch(number, truth):
 
 def scores_of(*batches, after_subject=lambda: None):
     options = {"runtime": Runtime(torch.device("cpu")), "exclusive": False, "patch_size": None, "after_subject": after_subject}
+    options["sharing"] = Sharing(ALONE, Interruption())
     return validate(Perfect(), batches, dice_loss, **options)
 
 
