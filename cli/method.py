@@ -55,6 +55,7 @@ def fisher(
     max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most.")] = None,
     subjects_file: SubjectsFile = None,
     patch_size: PatchSize = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at once, where their padded sizes agree.")] = None,
     dtype: Annotated[
         Literal["float32", "sqrt-fp16"] | None,
         typer.Option(metavar="float32|sqrt-fp16", help="Of the file; scaled square roots take half the space (2e-3 exact)."),
@@ -82,6 +83,7 @@ def fisher(
         "draws": draws,
         "max_subjects": max_subjects,
         "patch_size": size_of(patch_size, "--patch-size"),
+        "batch_size": batch_size,
         "dtype": dtype,
         "snapshot_minutes": snapshot_minutes,
     }

@@ -16,7 +16,7 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,10 @@ class Example:
     image: Tensor
     labels: Tensor | None
     size: tuple[int, int, int]
+
+    def on(self, device: torch.device) -> Example:
+        """The same on a device."""
+        return replace(self, image=self.image.to(device), labels=None if self.labels is None else self.labels.to(device))
 
 
 @dataclass

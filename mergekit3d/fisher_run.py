@@ -17,7 +17,7 @@ from mergekit3d.architectures.slabs import fast_cpu_convolutions
 from mergekit3d.datasets.prefetch import prefetch
 from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
 from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, UsageError
-from mergekit3d.fisher_estimation import WHOLE, Example, FisherSums, add_subjects, empty_sums
+from mergekit3d.fisher_estimation import WHOLE, Example, FisherSums, add_subjects, batches_of_one_size, empty_sums
 from mergekit3d.per_sample.recorder import PerSampleGradients, per_sample_gradients
 from mergekit3d.progress import Reporter
 from mergekit3d.storage.seal import json_digest
@@ -43,7 +43,7 @@ class Estimation:
         network: in evaluation mode, on the runtime's device.
         store: the subjects of all processes.
         exclusive: softmax in place of sigmoids.
-        settings: estimator, draws, patch, time between snapshots.
+        settings: estimator, draws, patch, subjects at once, time between snapshots.
         multiple_of: what volumes are padded to a multiple of.
         seed: of draws and patches.
         runtime: device and precision.
@@ -57,38 +57,38 @@ class Estimation:
     seed: int
     runtime: Runtime
 
-    def batches(self, numbers: Sequence[int]) -> Iterator[Batch]:
-        """One subject each, whole or one patch of it."""
-        patch = self.settings.patch_size
-        if patch is None:
-            yield from whole_volume_batches(self.store, numbers, multiple_of=self.multiple_of)
-            return
-        for number in numbers:
-            yield from epoch_batches(
-                self.store,
-                [number],
-                batch_size=1,
-                patch_size=patch,
-                multiple_of=self.multiple_of,
-                seed=self.seed,
-                epoch=number,
-            )
+    def batches(self, numbers: Sequence[int]) -> Iterator[list[Example]]:
+        """Subjects, each whole or one patch of it, together as far as they follow one another and have one padded size.
 
-    def add(self, sums: FisherSums, batch: Batch, recorder: PerSampleGradients) -> int:
-        """Add a subject to the sums; returns its number."""
-        (number,), (size,), device = batch.numbers, batch.shapes, self.runtime.device
-        labels = batch.targets.to(device) if self.settings.estimator == "true" and batch.targets is not None else None
+        From the first of any of these batches on, the rest are the same: what they hold depends on order and sizes alone.
+        """
+        return batches_of_one_size(self._examples(numbers), self.settings.batch_size)
+
+    def _examples(self, numbers: Sequence[int]) -> Iterator[Example]:
+        with_labels = self.settings.estimator == "true"
+        for number in numbers:
+            for batch in self._alone(number):
+                yield Example(number, batch.images, batch.targets if with_labels else None, batch.shapes[0])
+
+    def _alone(self, number: int) -> Iterator[Batch]:
+        size, multiple = self.settings.patch_size, self.multiple_of
+        if size is None:
+            return whole_volume_batches(self.store, [number], multiple_of=multiple)
+        return epoch_batches(self.store, [number], batch_size=1, patch_size=size, multiple_of=multiple, seed=self.seed, epoch=number)
+
+    def add(self, sums: FisherSums, examples: Sequence[Example], recorder: PerSampleGradients) -> list[int]:
+        """Add the subjects of a batch to the sums; returns their numbers."""
         add_subjects(
             sums,
             self.network,
-            [Example(number, batch.images.to(device), labels, size)],
+            [example.on(self.runtime.device) for example in examples],
             exclusive=self.exclusive,
             draws=self.settings.draws,
-            generators=[torch.Generator().manual_seed(self.seed * 1_000_003 + number)],
+            generators=[torch.Generator().manual_seed(self.seed * 1_000_003 + example.number) for example in examples],
             autocast=self.runtime.autocast,
             recorder=recorder,
         )
-        return number
+        return [example.number for example in examples]
 
 
 @dataclass(frozen=True)
@@ -187,12 +187,12 @@ def accumulate(estimation: Estimation, snapshots: Snapshots, *, resume: bool, fo
     sums = empty_sums(network)
     done = _begin(sums, snapshots, resume=resume, force=force, reporter=reporter)
     own = estimation.store.numbers[group.rank :: group.size]
-    patch = estimation.settings.patch_size
+    settings = estimation.settings
     with (
         catch_signals() as signals,
         fast_cpu_convolutions(network),
         per_sample_gradients(network, autocast=estimation.runtime.autocast) as recorder,
-        memory_advice(estimation.runtime, patch_size=patch, batch_size=1),
+        memory_advice(estimation.runtime, patch_size=settings.patch_size, batch_size=settings.batch_size),
     ):
         _add_own(estimation, sums, own, done, signals, snapshots, recorder, reporter)
         for line in _slower_ways(recorder):
@@ -234,12 +234,13 @@ def _add_own(
 ) -> None:
     saved = time.monotonic()
     left = [number for number in own if number not in done]
-    batches = cast("Generator[Batch, None, None]", prefetch(estimation.batches(left)))
+    batches = cast("Generator[list[Example], None, None]", prefetch(estimation.batches(left)))
     with closing(batches), reporter.task("fisher", len(own)) as progress:
         progress.advance(len(done))
         for batch in batches:
-            done.append(estimation.add(sums, batch, recorder))
-            progress.advance(1, message=_told(sums, done[-1]))
+            added = estimation.add(sums, batch, recorder)
+            done.extend(added)
+            progress.advance(len(added), message=_told(sums, done[-1]))
             stopping = signals.signal_number is not None
             if stopping or time.monotonic() - saved >= 60 * estimation.settings.snapshot_minutes:
                 snapshots.save(sums, done)

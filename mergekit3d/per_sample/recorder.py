@@ -47,6 +47,7 @@ class PerSampleGradients:
         self._calls: list[Call] = []
         self._uses: dict[int, list[Call]] = {}
         self._distrusted: set[nn.Module] = set()
+        self._mixing: set[nn.Module] = set()
         self._constant: dict[nn.Module, tuple[bool, ...]] = {}
         self._checked = False
         self._fast: set[int] = set()
@@ -210,16 +211,18 @@ class PerSampleGradients:
             raise UsageError(
                 "the samples of a batch affect one another", where=type(self._network).__name__, todo="use batches of one subject"
             )
-        self._distrusted |= wrong
+        self._mixing = wrong
         self._constant = {call.module: call.constant for call in self._calls}
         self._checked = True
 
     def _plan(self) -> None:
         """A parameter is fast where all its uses have a rule or where one replay has it all; else the network is looped."""
         self._fast, self._replayed, self._slow = set(), {}, []
+        # A sample alone goes the same way whether larger batches came before it or not: runs that are resumed end with the same bits.
+        distrusted = self._distrusted | self._mixing if len(self._images) > 1 else self._distrusted
         for number, name in self._names.items():
             calls = self._uses.get(number, [])
-            trusted = all(call.depth > 0 and call.module not in self._distrusted for call in calls)
+            trusted = all(call.depth > 0 and call.module not in distrusted for call in calls)
             if calls and trusted and all(call.ruled and self._owns(call, number) for call in calls):
                 self._fast.add(number)
             elif trusted and len(calls) == 1 and not calls[0].ruled:

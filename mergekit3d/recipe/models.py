@@ -227,6 +227,7 @@ class FisherModel(Model):
     draws: PositiveInt = Field(4, description="draws of the labels a subject")
     max_subjects: PositiveInt | None = Field(None, description="subjects at most")
     patch_size: Size3 | None = Field(None, description="one patch a subject of this size; left out: whole volumes")
+    batch_size: PositiveInt = Field(1, description="subjects at once, if they follow one another and have one padded size")
     dtype: Literal["float32", "sqrt-fp16"] = Field("float32", description="of the file; scaled square roots in float16 to publish it")
     snapshot_minutes: Annotated[float, Field(ge=0)] = Field(10.0, description="time between snapshots for --resume")
 

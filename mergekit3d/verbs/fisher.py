@@ -59,6 +59,7 @@ def fisher(
     max_subjects: int | None = None,
     subjects_file: Path | None = None,
     patch_size: Sequence[int] | None = None,
+    batch_size: int = 1,
     dtype: str = "float32",
     snapshot_minutes: float = 10.0,
     options: Options = DEFAULT_OPTIONS,
@@ -79,6 +80,7 @@ def fisher(
         max_subjects: subjects at most, drawn by the seed.
         subjects_file: file of names, one a line: only these subjects.
         patch_size: one patch a subject of this size, its place drawn by the seed, in place of whole volumes.
+        batch_size: subjects at once, as far as they follow one another and have one padded size; it changes the result by rounding.
         dtype: of the file: float32, or sqrt-fp16 (scaled square roots in float16, half the size; every command reads both).
         snapshot_minutes: time between snapshots, from which ``resume`` goes on.
         options: device, precision, seed; ``out`` is the file to write.
@@ -106,7 +108,7 @@ def fisher(
     dataset = find_dataset(data, layout)
     task = _task(opened, dataset, modalities, regions, estimator)
     names = None if subjects_file is None else read_names(Path(subjects_file))
-    given = {"estimator": estimator, "draws": draws, "max_subjects": max_subjects, "patch_size": patch_size}
+    given = {"estimator": estimator, "draws": draws, "max_subjects": max_subjects, "patch_size": patch_size, "batch_size": batch_size}
     settings = FisherModel.model_validate({**given, "dtype": dtype, "snapshot_minutes": snapshot_minutes})
     with process_group() as group:
         return estimate(opened, dataset, task, names, settings, out=out, group=group, options=options, reporter=reporter)
@@ -178,7 +180,7 @@ def estimate(
         dataset: where the subjects are.
         task: modalities and outputs of the network.
         names: only these subjects; None for all.
-        settings: estimator, draws, subjects, patch.
+        settings: estimator, draws, subjects, patch, subjects at once.
         out: the file to write.
         group: the processes that share the subjects; None: this one alone.
         options: device, precision, seed, resume.

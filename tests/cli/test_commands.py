@@ -116,7 +116,7 @@ def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
     outcome = mergekit(
         "fisher", "m1.pt", "--data", "hcp", "--estimator", "true", "--draws", 4, "--layout", "hcp", "--modalities", "t1, t2",
         "--regions", "hcp-1-7", "--max-subjects", 3, "--subjects-file", "names.txt", "--patch-size", "64,64,48",
-        "--dtype", "sqrt-fp16", "--snapshot-minutes", 2,
+        "--batch-size", 2, "--dtype", "sqrt-fp16", "--snapshot-minutes", 2,
     )  # fmt: skip
 
     assert 0 == outcome.exit_code, outcome.stderr
@@ -126,7 +126,7 @@ def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
     assert "hcp-1-7" == seen["regions"]
     assert 3 == seen["max_subjects"]
     assert Path("names.txt") == seen["subjects_file"]
-    assert (64, 64, 48) == seen["patch_size"]
+    assert ((64, 64, 48), 2) == (seen["patch_size"], seen["batch_size"])
     assert ("sqrt-fp16", 2.0) == (seen["dtype"], seen["snapshot_minutes"])
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
 from mergekit3d import adapt, fisher, fuse
 from mergekit3d.checkpoints import open_checkpoint
-from mergekit3d.errors import InputError, UsageError
+from mergekit3d.errors import InputError, MergeKit3DError, UsageError
 from mergekit3d.merging.partitions import layer_of
 from mergekit3d.options import Options
 from tests.builders import fusing, save_source, task_of
@@ -37,7 +38,8 @@ class Telling:
             time.sleep(0.05)
 
 try:
-    fisher({checkpoint!r}, {data!r}, draws=1, snapshot_minutes={minutes}, options=Options(device="cpu"), reporter=Telling())
+    settings = dict(draws=1, snapshot_minutes={minutes}, batch_size={batch_size})
+    fisher({checkpoint!r}, {data!r}, **settings, options=Options(device="cpu"), reporter=Telling())
 except MergeKit3DError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -104,18 +106,22 @@ class Notes:
         self.messages.append(message)
 
 
-def run(checkpoint, data, *, reporter=None, draws=1, max_subjects=None, dtype="float32", snapshot_minutes=10.0, **options):
-    given = {"draws": draws, "max_subjects": max_subjects, "dtype": dtype, "snapshot_minutes": snapshot_minutes}
-    return fisher(checkpoint, data, **given, options=Options(device="cpu", **options), reporter=reporter or Notes())
+SETTINGS = ("max_subjects", "dtype", "snapshot_minutes", "batch_size", "estimator", "patch_size")
+
+
+def run(checkpoint, data, *, reporter=None, draws=1, **given):
+    settings = {"draws": draws, **{key: value for key, value in given.items() if key in SETTINGS}}
+    options = {key: value for key, value in given.items() if key not in SETTINGS}
+    return fisher(checkpoint, data, **settings, options=Options(device="cpu", **options), reporter=reporter or Notes())
 
 
 def snapshots(folder):
     return sorted(path.name for path in folder.iterdir() if "snapshot" in path.name)
 
 
-def stop(checkpoint, data, number, *, after, minutes):
+def stop(checkpoint, data, number, *, after, minutes, batch_size=1):
     """Send a signal to a process in the middle of its work; returns its exit code and what it said."""
-    script = SCRIPT.format(checkpoint=str(checkpoint), data=str(data), minutes=minutes)
+    script = SCRIPT.format(checkpoint=str(checkpoint), data=str(data), minutes=minutes, batch_size=batch_size)
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for _ in range(after):
         assert process.stdout.readline().startswith("subject ")
@@ -185,9 +191,9 @@ def test_kill_loses_what_came_after_the_last_snapshot_alone(stopped, data, tmp_p
     assert [] == snapshots(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"draws": 2}, {"seed": 5}, {"max_subjects": 6}])
+@pytest.mark.parametrize("change", [{"draws": 2}, {"seed": 5}, {"max_subjects": 6}, {"batch_size": 2}])
 def test_snapshot_of_other_settings_is_refused(stopped, data, tmp_path, change):
-    """Draws, seed and subjects decide the sums; --force begins anew."""
+    """Draws, seed and subjects decide the sums, and subjects at once their rounding; --force begins anew."""
     with pytest.raises(UsageError) as caught:
         run(stopped, data, resume=True, **change)
     where = tmp_path / ".m1.fisher.safetensors.snapshot"
@@ -299,3 +305,69 @@ def test_another_dtype_is_another_file(m1, data):
         run(m1, data, max_subjects=1, dtype="sqrt-fp16", resume=True)
     with pytest.raises(UsageError, match="unknown dtype: --dtype: wanted float32 or sqrt-fp16, found float16"):
         run(m1, data, dtype="float16")
+
+
+@pytest.fixture(scope="module")
+def uneven(make_data, tmp_path_factory) -> Path:
+    """Subjects of which the third and the last have less foreground, and so a smaller padded size."""
+    folder = make_data(tmp_path_factory.mktemp("uneven")) / "hcp"
+    for number in (3, 7):
+        for path in (folder / f"10000{number - 1}" / "T1w").glob("*restore.nii.gz"):
+            image = nibabel.load(path)
+            values = image.get_fdata(dtype=np.float32)
+            values[:, :, 7:] = 0
+            nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{"draws": 2}, {"estimator": "true"}, {"patch_size": (8, 8, 8)}])
+def test_subjects_at_once_change_nothing_but_rounding(m1, uneven, tmp_path, settings):
+    """Whole subjects of several sizes, by either estimator, and patches; each subject counts once."""
+    one, two = (
+        run(m1, uneven, batch_size=size, out=tmp_path / f"{size}.fisher.safetensors", reporter=notes, **settings)
+        for size, notes in ((1, Notes()), (2, Notes()))
+    )
+
+    assert (SUBJECTS, one.voxels, one.zero) == (two.subjects, two.voxels, two.zero)
+    assert one.trace == pytest.approx(two.trace, rel=1e-4)
+    assert one.standard_error == pytest.approx(two.standard_error, rel=1e-3)
+    first, second = open_checkpoint(one.out), open_checkpoint(two.out)
+    for name in first.entries:
+        values = first.read(name)
+        np.testing.assert_allclose(values, second.read(name), rtol=1e-3, atol=1e-4 * values.max(), err_msg=name)
+
+
+def test_batches_end_where_the_size_changes(m1, uneven):
+    """Two subjects at a time that follow one another; progress counts subjects."""
+    notes = Notes()
+    run(m1, uneven, batch_size=2, reporter=notes)
+
+    told = [message.split(",")[0] for message in notes.messages if message.startswith("subject ")]
+    assert ["subject 2", "subject 3", "subject 5", "subject 6", "subject 7"] == told
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_stopped_batches_go_on_to_the_same_bits(m1, uneven, tmp_path, after, number):
+    """Whatever batch was the last: the state is saved between batches, and those that follow hold the same subjects."""
+    expected = run(m1, uneven, batch_size=2, out=tmp_path / "through.fisher.safetensors").out.read_bytes()
+    code, said = stop(m1, uneven, number, after=after, minutes=0, batch_size=2)
+    assert {signal.SIGTERM: 143, signal.SIGKILL: -9}[number] == code, said
+    notes = Notes()
+    result = run(m1, uneven, batch_size=2, resume=True, reporter=notes)
+
+    assert notes.messages[0].startswith("going on after ")
+    assert int(notes.messages[0].split()[3]) in (2, 3, 5, 6, 7)
+    assert expected == result.out.read_bytes()
+    assert [] == snapshots(tmp_path)
+
+
+def test_advice_on_memory_names_the_subjects_at_once(m1, data, monkeypatch):
+    """They are what can be made smaller first."""
+
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("mergekit3d.fisher_run.add_subjects", exhausted)
+    with pytest.raises(MergeKit3DError, match="out of memory: cpu; set patch_size, or make batch_size 3 smaller"):
+        run(m1, data, batch_size=3)
