@@ -96,11 +96,11 @@ def prepare(
         reporter: is told of resampling.
 
     Raises:
-        InputError: a file is unreadable, label map and images lie on different grids, a label is unknown, or an image is constant.
+        InputError: a file is unreadable, or not finite (by the subject's number), label map and images lie on different grids, a label is unknown, or an image is constant.
         RecipeError: an output asks for a label that the vocabulary lacks.
     """
-    volumes = {modality: read_image(subject.images[modality]) for modality in task.modalities}
-    labels = subject_labels(subject, task.outputs, vocabulary) if with_target else None
+    volumes = {modality: read_image(subject.images[modality], called=f"subject {number}, {modality}") for modality in task.modalities}
+    labels = subject_labels(subject, task.outputs, vocabulary, called=f"subject {number}, labels") if with_target else None
     reference = next(iter(volumes.values())) if labels is None else _of_labels(labels, volumes, subject)
     images = np.stack([_on_reference(volume, reference, modality, number, reporter) for modality, volume in volumes.items()])
     mask = foreground_mask(images)
@@ -122,13 +122,14 @@ def prepare(
     return Prepared(number, np.ascontiguousarray(images), target, affine, box, reference.native)
 
 
-def subject_labels(subject: Subject, outputs: Mapping[str, Sequence[int]], vocabulary: Vocabulary) -> Volume:
+def subject_labels(subject: Subject, outputs: Mapping[str, Sequence[int]], vocabulary: Vocabulary, *, called: str | None = None) -> Volume:
     """The label map of a subject, its ids checked against the vocabulary and merged as it says.
 
     Args:
         subject: with a label map.
         outputs: region or class name -> ids, which may call for the wider vocabulary.
         vocabulary: ids that may occur.
+        called: what an error calls a label map that is not finite; left out: its path.
 
     Raises:
         InputError: no label map, an unreadable one, or unknown ids in it.
@@ -137,7 +138,7 @@ def subject_labels(subject: Subject, outputs: Mapping[str, Sequence[int]], vocab
     allowed = vocabulary.for_outputs(outputs)
     if subject.label is None:
         raise InputError("a subject has no label map", where=f"subject {subject.name}")
-    volume = read_labels(subject.label)
+    volume = read_labels(subject.label, called=called)
     allowed.check(volume.data, subject.name)
     return Volume(allowed.merge(volume.data), volume.affine, volume.native)
 

@@ -65,8 +65,12 @@ class Volume:
         return spacing_of(self.affine)
 
 
-def read_image(path: Path | str) -> Volume:
+def read_image(path: Path | str, *, called: str | None = None) -> Volume:
     """Read one 3D image.
+
+    Args:
+        path: the file.
+        called: what the error calls the image where it is not finite, as a path may hold a patient's name; left out: the path.
 
     Returns:
         The volume, its data float32.
@@ -77,12 +81,16 @@ def read_image(path: Path | str) -> Volume:
     stored, grid = _read(path)
     with np.errstate(over="ignore", invalid="ignore"):
         data = stored.astype(np.float32)
-    _refuse_not_finite(data, path)
+    _refuse_not_finite(data, path if called is None else called)
     return Volume(*to_canonical(data, grid.affine), native=grid)
 
 
-def read_labels(path: Path | str) -> Volume:
+def read_labels(path: Path | str, *, called: str | None = None) -> Volume:
     """Read one 3D label map.
+
+    Args:
+        path: the file.
+        called: as in `read_image`.
 
     Returns:
         The volume, its data int32 in 0 to 32767.
@@ -92,7 +100,7 @@ def read_labels(path: Path | str) -> Volume:
     """
     stored, grid = _read(path)
     if stored.dtype.kind == "f":
-        _refuse_not_finite(stored, path)
+        _refuse_not_finite(stored, path if called is None else called)
         rounded = np.rint(stored)
         uneven = np.abs(stored - rounded) > LABEL_TOLERANCE * np.maximum(1, np.abs(stored))
         if uneven.any():
@@ -233,10 +241,10 @@ def _scaled(stored: Array, header: Any, path: Path | str) -> Array:
         return np.asarray(stored.astype(np.float64) * slope + (intercept or 0.0))
 
 
-def _refuse_not_finite(data: Array, path: Path | str) -> None:
+def _refuse_not_finite(data: Array, where: Path | str) -> None:
     count = data.size - int(np.isfinite(data).sum())
     if count:
-        raise unreadable(path, wanted="finite voxels", found=f"{count} of {data.size} are NaN, Inf or beyond float32")
+        raise unreadable(where, wanted="finite voxels", found=f"{count} of {data.size} are NaN, Inf or beyond float32")
 
 
 def _damaged(path: Path | str, error: Exception) -> InputError:

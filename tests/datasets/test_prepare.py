@@ -219,3 +219,17 @@ def test_labels_are_checked_and_merged(tmp_path, write, subject):
     with pytest.raises(InputError, match="a subject has no label map: subject a"):
         subject_labels(Subject("a", subject.images, None), TASK.outputs, BRATS)
     assert [0, 2] == np.unique(subject_labels(parcels, output_set("hcp-8-14"), FREESURFER).data).tolist()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("spoiled", "told"), [("t2.nii.gz", "subject 7, t2"), ("seg.nii.gz", "subject 7, labels")])
+def test_voxels_that_are_not_finite_are_told_by_the_subject_s_number(tmp_path, write, subject, spoiled, told, value):
+    """With modality and count; neither name nor path, which may identify a patient, stands in the error."""
+    values = (label_map() if spoiled.startswith("seg") else intensities(2)).astype(np.float32)
+    values[5, 5, 5:7] = value
+    write(tmp_path / spoiled, values)
+    with pytest.raises(InputError) as caught:
+        prepare(subject, 7, TASK, vocabulary=BRATS)
+
+    found = f"2 of {values.size} are NaN, Inf or beyond float32"
+    assert f"cannot read the volume: {told}: wanted finite voxels, found {found}" == str(caught.value)

@@ -371,3 +371,21 @@ def test_advice_on_memory_names_the_subjects_at_once(m1, data, monkeypatch):
     monkeypatch.setattr("mergekit3d.fisher_run.add_subjects", exhausted)
     with pytest.raises(MergeKit3DError, match="out of memory: cpu; set patch_size, or make batch_size 3 smaller"):
         run(m1, data, batch_size=3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_subject_that_is_not_finite_is_refused_by_its_number(m1, make_data, tmp_path, batch_size):
+    """Nothing is written; the name of its folder, and its path, stay out of what is told."""
+    folder = make_data(tmp_path / "canary") / "hcp"
+    path = folder / "100004/T1w/T2w_acpc_dc_restore.nii.gz"
+    image = nibabel.load(path)
+    values = image.get_fdata(dtype=np.float32)
+    values[8, 8, 8] = np.inf
+    nibabel.save(nibabel.Nifti1Image(values, image.affine), path)
+    notes = Notes()
+    with pytest.raises(InputError, match="subject 5, t2: wanted finite voxels, found 1 of 6120 are N") as caught:
+        run(m1, folder, batch_size=batch_size, reporter=notes)
+
+    assert 65 == caught.value.exit_code
+    assert not [text for text in (str(caught.value), *notes.messages) if "100004" in text or "canary" in text]
+    assert not (tmp_path / "m1.fisher.safetensors").exists()

@@ -114,5 +114,6 @@ def test_subject_that_cannot_be_used_ends_all_processes(folder):
 
     assert (True, "") == (process.returncode != 0, said)
     assert "error: " in complaints
-    assert "wanted finite voxels, found 1 of 6120 are N" in complaints
+    assert "subject 2, t1: wanted finite voxels, found 1 of 6120 are N" in complaints
+    assert "100001" not in complaints
     assert not (folder / "m1.fisher.safetensors").exists()
