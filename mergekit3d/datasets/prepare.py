@@ -96,7 +96,8 @@ def prepare(
         reporter: is told of resampling.
 
     Raises:
-        InputError: a file is unreadable, or not finite (by the subject's number), label map and images lie on different grids, a label is unknown, or an image is constant.
+        InputError: a file is unreadable, or not finite (by the subject's number), label map and images lie on different grids, a label is
+            unknown, or an image is constant.
         RecipeError: an output asks for a label that the vocabulary lacks.
     """
     volumes = {modality: read_image(subject.images[modality], called=f"subject {number}, {modality}") for modality in task.modalities}
