@@ -12,7 +12,7 @@ import numpy as np
 from mergekit3d.errors import InputError
 from mergekit3d.plots import style
 from mergekit3d.plots.logs import TrainingLog, read_log
-from mergekit3d.plots.ratios import colour_patch, part_of, short_names
+from mergekit3d.plots.ratios import colour_patch, short_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,10 +49,11 @@ def path_figure(log: TrainingLog, sources: Sequence[str], *, title: str = "") ->
     for axes, layer in zip(grid.flat, shown, strict=False):
         stacked = {source: paths[source][layer] for source in sources}
         _draw(axes, log.epochs, stacked, colours)
-        axes.set_title(short_names([layer])[layer].removeprefix(f"{part_of(layer)}."), fontsize=6.5)
+        axes.set_title(short_names([layer])[layer], fontsize=6)
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_visible(False)
-    for axes in grid[-1]:
+    for axes in list(grid.flat)[max(0, len(shown) - grid.shape[1]) : len(shown)]:  # the lowest of every column
+        axes.tick_params(labelbottom=True)
         axes.set_xlabel("epoch", fontsize=7)
     figure.legend(
         handles=[colour_patch(colour, source) for source, colour in colours.items()], loc="outside upper right", ncols=min(len(sources), 6)

@@ -25,7 +25,7 @@ def test_a_panel_a_layer(layers, epochs):
     figure = path_figure(log_of(names, epochs), ["m1", "m2"], title="timm")
     panels = [axes for axes in figure.axes if axes.get_visible()]
 
-    assert [name.removeprefix("encoder.") for name in names] == [axes.get_title(loc="left") for axes in panels]
+    assert names == [axes.get_title(loc="left") for axes in panels]
     assert all(2 == len(axes.collections) for axes in panels)
 
 
