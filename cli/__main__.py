@@ -2,6 +2,28 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
+
 from .app import app
 
-app(prog_name="mergekit3d")
+
+def main() -> None:
+    """Run the command line; one of several processes ends without taking Python's modules apart.
+
+    A thread of torch's connections (torch 2.13) may outlive them, which aborts a process that has done all of its work; the launcher
+    then takes the whole job for failed.
+    """
+    try:
+        app(prog_name="mergekit3d")
+    except SystemExit as end:
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            raise
+        atexit._run_exitfuncs()  # noqa: SLF001  what os._exit leaves out
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+main()

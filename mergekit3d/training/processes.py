@@ -37,7 +37,9 @@ BUCKET_BYTES = 25 * 2**20
 
 @dataclass
 class Connections:
-    """torch's groups; emptied once they are destroyed, as one that Python still holds at its end may crash it (torch 2.13).
+    """torch's groups; emptied once they are destroyed.
+
+    The thread of a group that is still held when Python ends lets go of its last tensor then, which aborts the process (torch 2.13).
 
     Args:
         gloo: for tensors on the CPU and everything else.
@@ -297,8 +299,9 @@ def _connected() -> tuple[ProcessGroup, bool]:
     try:
         if begun:
             dist.init_process_group("gloo", timeout=PATIENCE)
-        # Of its own where the caller has one already: that may be of NCCL, which takes no tensor on the CPU.
-        gloo = dist.group.WORLD if begun else dist.new_group(backend="gloo", timeout=PATIENCE)
+        # One of its own: the caller's may be of NCCL, which takes no tensor on the CPU; and torch never lets go of the default group,
+        # as it stands in default arguments of modules that are imported later.
+        gloo = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise MergeKit3DError(
             "cannot reach the other processes", found=str(error).splitlines()[0], todo="start them by torchrun"
