@@ -230,7 +230,7 @@ def shared_tensors(network: nn.Module, sources: int) -> list[SharedTensor]:
 
 
 def accuracy(filters: int, sources: int) -> tuple[float, float]:
-    """Relative errors of the gradient of delta: float64 from autograd's, float32 from float64, one network pass of 16^3 without dropout."""
+    """Relative errors of the gradient of delta: float64 from autograd's, float32 from float64, one network pass of 32^3 without dropout."""
     network = new_network(filters, torch.device("cpu")).double().eval()
     image = torch.randn(1, 4, 32, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     target = (image[:, :3] > 0).double()

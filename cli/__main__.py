@@ -6,6 +6,8 @@ import atexit
 import os
 import sys
 
+from mergekit3d.training.processes import number_of_processes
+
 from .app import app
 
 
@@ -18,7 +20,7 @@ def main() -> None:
     try:
         app(prog_name="mergekit3d")
     except SystemExit as end:
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        if number_of_processes() == 1:
             raise
         atexit._run_exitfuncs()  # noqa: SLF001  what os._exit leaves out
         sys.stdout.flush()

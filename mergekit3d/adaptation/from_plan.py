@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from mergekit3d.adaptation.fused_weights import FusedWeights, SharedTensor
 from mergekit3d.adaptation.penalties import RatioPenalty
 from mergekit3d.adaptation.starts import inverse_trace_ratios
 from mergekit3d.engine.combining import widened
-from mergekit3d.engine.values import combine
+from mergekit3d.engine.values import read_fisher, tensor_values
 from mergekit3d.errors import RecipeError
 from mergekit3d.merging.partitions import BUFFERS
 from mergekit3d.plan.fusion import FusionPlan
@@ -45,7 +46,7 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel, st
     parameters = {name for name, _ in network.named_parameters()}
     for name in shared_names(plan) - parameters:
         raise RecipeError("a buffer cannot be adapted", where=name, todo="let partitions.private name it")
-    tensors = [_shared_tensor(plan, tensor.entry.name, tensor.group or "") for tensor in _learned(plan)]
+    tensors = [_shared_tensor(plan, tensor) for tensor in _learned(plan)]
     initial: dict[str, GroupRatios] = dict(start.layers)
     if settings.normalise_fisher:
         scales = inverse_trace_ratios(tensors)
@@ -56,12 +57,8 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel, st
 
 def as_fused(plan: FusionPlan, ratios: Ratios) -> dict[str, Tensor]:
     """The shared tensors as the command ``fuse`` writes them, to the bit; those that were trained with differ by rounding."""
-    fused = {}
-    for tensor in _learned(plan):
-        name = tensor.entry.name
-        thetas, fishers = _values(plan, name)
-        fused[name] = torch.from_numpy(combine(plan, name, thetas, fishers, None, ratios.layers[tensor.group or ""]))
-    return fused
+    values = tensor_values(replace(plan, ratios=ratios))
+    return {tensor.entry.name: torch.from_numpy(values(tensor.entry)) for tensor in _learned(plan)}
 
 
 def log_columns(fused: FusedWeights, sources: Sequence[str]) -> dict[str, float]:
@@ -84,15 +81,9 @@ def _rescaled(row: GroupRatios, scales: Sequence[float]) -> GroupRatios:
     return list((scaled / scaled.sum(axis=0)).tolist())
 
 
-def _values(plan: FusionPlan, name: str) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-    """A tensor of every source, and its Fisher diagonals where the method uses them; float32 or wider."""
-    thetas = [widened(source.checkpoint.read(name)) for source in plan.sources]
-    if not plan.method.uses_fisher:
-        return thetas, None
-    return thetas, [widened(source.fisher.read(name)) for source in plan.sources if source.fisher is not None]
-
-
-def _shared_tensor(plan: FusionPlan, name: str, group: str) -> SharedTensor:
-    thetas, fishers = _values(plan, name)
-    known = None if fishers is None else torch.from_numpy(np.stack(fishers))
-    return SharedTensor(name, group, torch.from_numpy(np.stack(thetas)), known)
+def _shared_tensor(plan: FusionPlan, tensor: TensorPlan) -> SharedTensor:
+    name = tensor.entry.name
+    assert tensor.group is not None
+    thetas = np.stack([widened(source.checkpoint.read(name)) for source in plan.sources])
+    fishers = np.stack([read_fisher(source, name) for source in plan.sources]) if tensor.has_fisher else None
+    return SharedTensor(name, tensor.group, torch.from_numpy(thetas), None if fishers is None else torch.from_numpy(fishers))

@@ -21,8 +21,7 @@ from mergekit3d.adaptation.blocks import Block, make_block
 from mergekit3d.adaptation.penalties import RatioPenalty
 from mergekit3d.merging.fusion import relative_fisher
 from mergekit3d.merging.ratios import delta_gradient, mixing_ratios
-
-GroupRatios = Sequence[float] | Sequence[Sequence[float]]
+from mergekit3d.plan.ratios import GroupRatios
 
 SMALL_ENTRIES = 4096
 """A tensor of fewer is computed together with others."""

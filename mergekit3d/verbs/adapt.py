@@ -24,6 +24,7 @@ from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.recipe.models import AdaptModel
 from mergekit3d.storage.lock import output_lock
+from mergekit3d.training.processes import ALONE, ProcessGroup, shared_work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from mergekit3d.training.cohort import Stage
     from mergekit3d.training.loop import FitResult, Trainable
     from mergekit3d.training.objective import Objective
-    from mergekit3d.training.processes import ProcessGroup
 
 RATIOS_NAME, CHECKPOINT_NAME = "ratios.json", "checkpoint.safetensors"
 PICTURE_NAME, PATH_NAME = "ratios.png", "path.png"
@@ -107,20 +107,15 @@ def adapt(
 
     Source: MIDL 2019, adaptation stage: the target's loss is minimised over delta (eq. 3) and S together.
     """
-    from mergekit3d.training.processes import shared_work
-
     with shared_work(options, reporter) as (group, own_options, own_reporter):
         loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
         return adapt_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
 
 def adapt_loaded(
-    loaded: LoadedRecipe, *, group: ProcessGroup | None = None, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
+    loaded: LoadedRecipe, *, group: ProcessGroup = ALONE, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
 ) -> AdaptResult:
     """Learn the ratios of a recipe that is loaded already; see `adapt`."""
-    from mergekit3d.training.processes import ALONE
-
-    group = ALONE if group is None else group
     stage, plan, initial = group.agree(lambda: _plan(loaded, options, reporter))
     with group.first_holds(lambda: output_lock(stage.out)):
         return _run(stage, plan, loaded.recipe.adapt, initial, group=group, options=options, reporter=reporter)
@@ -182,7 +177,7 @@ def _check(loaded: LoadedRecipe, plan: FusionPlan, settings: AdaptModel, objecti
         problems.add(RecipeError("one source has no ratios to learn", where="sources", wanted="two or more"))
     random = [tensor for tensor in plan.tensors if tensor.outcome in (RANDOM, EXPANDED)]
     if not objective.supervised and random:
-        found = f"{random[0].entry.name} is {random[0].outcome}" + (f", {len(random) - 1} more are not" if len(random) > 1 else "")
+        found = f"{random[0].entry.name} is {random[0].outcome}" + (f", and {len(random) - 1} more" if len(random) > 1 else "")
         todo = "set adapt.private to a source of the target's regions and modalities, or give the loss a weight in adapt.objective"
         failed = "the entropy of a prediction teaches nothing to weights that no source has"
         problems.add(RecipeError(failed, where="adapt.objective", wanted="private tensors of a source", found=found, todo=todo))

@@ -20,10 +20,10 @@ from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.recipe.models import SourceModel
 from mergekit3d.storage.lock import output_lock
+from mergekit3d.training.processes import ALONE, ProcessGroup, shared_work
 
 if TYPE_CHECKING:
     from mergekit3d.training.cohort import Stage, TrainResult
-    from mergekit3d.training.processes import ProcessGroup
 
 NONE, IMM, TIMM = "none", "imm", "timm"
 
@@ -51,25 +51,21 @@ def finetune(
     Raises:
         MergeKit3DError: problems of the recipe, its data or its checkpoints, before any work.
     """
-    from mergekit3d.training.processes import shared_work
-
     with shared_work(options, reporter) as (group, own_options, own_reporter):
         loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
         return finetune_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
 
 def finetune_loaded(
-    loaded: LoadedRecipe, *, group: ProcessGroup | None = None, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
+    loaded: LoadedRecipe, *, group: ProcessGroup = ALONE, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
 ) -> TrainResult:
     """Fine-tune by a recipe that is loaded already; see `finetune`."""
     from mergekit3d.training.cohort import refuse_trained, run_stage
-    from mergekit3d.training.processes import ALONE
 
     def plan() -> Stage:
         refuse_trained(loaded.out / "finetune", options)
         return _stage(loaded, options)
 
-    group = ALONE if group is None else group
     stage = group.agree(plan)
     with group.first_holds(lambda: output_lock(stage.out)):
         return run_stage(stage, group=group, options=options, reporter=reporter)

@@ -17,10 +17,10 @@ from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.recipe.load import fisher_beside
 from mergekit3d.recipe.models import TargetModel, TrainModel
 from mergekit3d.storage.lock import output_lock
+from mergekit3d.training.processes import ALONE, ProcessGroup, shared_work
 
 if TYPE_CHECKING:
     from mergekit3d.training.cohort import TrainResult
-    from mergekit3d.training.processes import ProcessGroup
 
 NONE = "none"
 
@@ -48,7 +48,6 @@ def train(
     Raises:
         MergeKit3DError: problems of the recipe, its data or the initial checkpoint, before any work.
     """
-    from mergekit3d.training.processes import shared_work
 
     def load() -> tuple[LoadedRecipe, TrainModel]:
         loaded = load_recipe(recipe, overrides=overrides, out=options.out)
@@ -69,7 +68,7 @@ def train_model(
     *,
     out: Path,
     earlier: Mapping[str, Path] | None = None,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup = ALONE,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> TrainResult:
@@ -81,7 +80,7 @@ def train_model(
         model: how to train.
         out: folder for best, last, log and picture.
         earlier: checkpoints that ``init`` may name.
-        group: the processes that share the training; None: this one alone.
+        group: the processes that share the training.
         options: device, precision, seed.
         reporter: where progress goes.
 
@@ -89,7 +88,6 @@ def train_model(
         See `train`.
     """
     from mergekit3d.training.cohort import Stage, refuse_trained, run_stage
-    from mergekit3d.training.processes import ALONE
 
     def plan() -> Stage:
         refuse_trained(out, options)
@@ -99,7 +97,6 @@ def train_model(
         constraints = plan_constraints(loaded, model, start, lambda: _anchors(loaded, cohort, model, earlier or {}, start), "train")
         return Stage("train", loaded, cohort, model, start, out, seed, constraints=constraints)
 
-    group = ALONE if group is None else group
     stage = group.agree(plan)
     with group.first_holds(lambda: output_lock(out)):
         return run_stage(stage, group=group, options=options, reporter=reporter)

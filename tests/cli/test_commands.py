@@ -130,13 +130,18 @@ def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
     assert ("sqrt-fp16", 2.0) == (seen["dtype"], seen["snapshot_minutes"])
 
 
+def as_one_of_two(monkeypatch, rank):
+    """The environment that torchrun gives to a process of two."""
+    for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
 def test_fisher_is_told_by_the_first_of_several_processes(mergekit, fake, monkeypatch):
     """torchrun starts many; one result stands on stdout."""
     fake("fisher")
     said = []
     for rank in ("0", "1"):
-        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
-            monkeypatch.setenv(name, value)
+        as_one_of_two(monkeypatch, rank)
         outcome = mergekit("fisher", "m1.pt", "--data", "hcp")
         said.append((outcome.exit_code, outcome.stdout))
 
@@ -148,8 +153,7 @@ def test_commands_that_cannot_be_shared_are_refused_once(mergekit, fake, monkeyp
     fake("run")
     said = []
     for rank in ("0", "1"):
-        for name, value in {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
-            monkeypatch.setenv(name, value)
+        as_one_of_two(monkeypatch, rank)
         outcome = mergekit("run", "timm.yaml")
         said.append((outcome.exit_code, outcome.stderr))
 
