@@ -184,9 +184,11 @@ def prepared(
         return by_opacus(network, x, score)
     stack.enter_context(fast_cpu_convolutions(network))
     recorder = stack.enter_context(per_sample_gradients(network))
+    totals = zeros(network)  # a run has them once, for all of its subjects
 
     def ours() -> Totals:
-        totals = zeros(network)
+        for total in totals.values():
+            total.zero_()
         recorder.forward(x)
         recorder.add_squares(score, totals)
         return totals

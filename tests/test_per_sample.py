@@ -166,8 +166,10 @@ def test_convolutions(name, batch):
     ("channels", "rows", "stride", "padding"),
     [((4, 8), 8, 1, 1), ((16, 16), 8, 1, 1), ((16, 16), 7, 2, 1), ((8, 16), 9, 1, 0), ((32, 24), 3, 1, 1), ((24, 8), 32, 1, 1)],
 )
-def test_every_way_of_a_convolution_in_float32(channels, rows, stride, padding, memory_format):
-    """Groups, one by one and in slabs: what is fast depends on channels, size and memory format."""
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_every_way_of_a_convolution_in_float32(channels, rows, stride, padding, memory_format, capability, monkeypatch):
+    """Groups, one by one and in slabs: what is fast depends on channels, size, memory format and processor."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     network = random_network(nn.Conv3d(*channels, 3, stride=stride, padding=padding), dtype=torch.float32)
     network = network.to(memory_format=memory_format)
     x = images(3, channels[0], rows, rows, rows, dtype=torch.float32).contiguous(memory_format=memory_format)
@@ -180,12 +182,17 @@ def test_every_way_of_a_convolution_in_float32(channels, rows, stride, padding, 
 def test_slabs_are_the_whole_convolution(rows, kernel, stride, padding, dilation):
     """Two slabs along the depth, of even and odd numbers of rows."""
     module = nn.Conv3d(2, 3, kernel, stride=stride, padding=padding, dilation=dilation).double()
-    x = images(1, 2, rows + 2, 7, 6)
+    x = images(3, 2, rows + 2, 7, 6)
     score = score_like(module(x))
     geometry = convolutions._padded(module, x, score)[1]
-    (expected,) = torch.autograd.grad(module(x), module.weight, grad_outputs=score)
+    volumes, gradients, unpadded = convolutions._slabs(x, score, kernel, geometry)
 
-    torch.testing.assert_close(expected, convolutions._in_slabs(x, module.weight, score, geometry), rtol=1e-10, atol=1e-10)
+    for sample in range(3):
+        one = slice(sample, sample + 1)
+        (expected,) = torch.autograd.grad(module(x[one]), module.weight, grad_outputs=score[one])
+        both = slice(2 * sample, 2 * sample + 2)
+        actual = unpadded.of_weight(volumes[both], module.weight, gradients[both])
+        torch.testing.assert_close(expected, actual, rtol=1e-10, atol=1e-10)
 
 
 def test_transposed_convolution_with_a_wanted_size():

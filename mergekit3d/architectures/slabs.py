@@ -134,19 +134,25 @@ class _SlabConvolution(torch.autograd.Function):
         gradients = _joined([gradient[:, :, start : start + height] for start in starts])
         if slabs * height > rows:
             gradients[batch:, :, 0] = 0
-        padded = functional.pad(x, (0, 0, 0, 0, padding[0], padding[0]))
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if needs_weight:
+            padded = functional.pad(x, (0, 0, 0, 0, padding[0], padding[0]))
+        else:  # the gradient of the input takes no more than its shape
+            padded = x.new_empty((*x.shape[:2], x.shape[2] + 2 * padding[0], *x.shape[3:]))
         span = (height - 1) * stride[0] + (weight.shape[2] - 1) * dilation[0] + 1
         places = [slice(start * stride[0], start * stride[0] + span) for start in starts]
         volumes = _joined([padded[:, :, place] for place in places])
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wanted = [needs_x, needs_weight, needs_bias and ctx.biased]
         how = (stride, [0, *padding[1:]], dilation, False, [0, 0, 0], 1)
         by_slab, of_weight, of_bias = torch.ops.aten.convolution_backward(gradients, volumes, weight, [weight.shape[0]], *how, wanted)
         of_x = None
         if needs_x:
-            of_padded = torch.zeros_like(padded)
-            for place, part in zip(places, by_slab.split(batch), strict=True):
-                of_padded[:, :, place] += part
+            if slabs == 1 and span == padded.shape[2]:
+                of_padded = by_slab
+            else:
+                of_padded = torch.zeros_like(padded)
+                for place, part in zip(places, by_slab.split(batch), strict=True):
+                    of_padded[:, :, place] += part
             of_x = of_padded[:, :, padding[0] : padding[0] + x.shape[2]]
         return of_x, of_weight, of_bias, None
 

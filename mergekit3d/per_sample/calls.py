@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -69,6 +69,7 @@ class Call:
         """Whether the gradients of all samples come at once."""
         return self.rule is not None or self.leaves is not None
 
+    @cached_property
     def own(self) -> dict[str, nn.Parameter]:
         """The parameters of the module itself, by their names in it."""
         return dict(self.module.named_parameters(recurse=False))
@@ -88,11 +89,24 @@ class Call:
 
 def detached(values: Any) -> Any:
     """The same tensors, without a graph; modules that are handed around stay."""
+    if _is_one_tensor(values):
+        return (values[0][0].detach(),), {}
     return tree_map(lambda value: value.detach() if isinstance(value, Tensor) else value, values)
+
+
+def _is_one_tensor(values: Any) -> bool:
+    """Whether they are the inputs of most modules, one positional tensor, for which walking through containers takes too long."""
+    if type(values) is not tuple or len(values) != 2 or type(values[0]) is not tuple or type(values[1]) is not dict:
+        return False
+    return not values[1] and len(values[0]) == 1 and isinstance(values[0][0], Tensor)
 
 
 def tensors_in(values: Any) -> list[Tensor]:
     """All tensors of nested containers."""
+    if isinstance(values, Tensor):
+        return [values]
+    if _is_one_tensor(values):
+        return [values[0][0]]
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
 
 
@@ -129,12 +143,21 @@ class Uses(TorchFunctionMode):
         """Call the function, and note the parameters among its arguments if it gives a tensor."""
         keywords = kwargs or {}
         found = func(*args, **keywords)
-        given = [id(value) for value in tree_leaves((args, keywords)) if isinstance(value, nn.Parameter)]
+        given = [*self._given(args), *self._given(keywords.values())]
         if given and (found is None or tensors_in(found)):
             for number in given:
-                if number in self._ids:
-                    self._note(number)
+                self._note(number)
         return found
+
+    def _given(self, values: Iterable[Any]) -> Iterator[int]:
+        """The parameters among arguments: the ids of what lives are its own, and every function of torch comes by here."""
+        for value in values:
+            if id(value) in self._ids:
+                yield id(value)
+            elif isinstance(value, tuple | list):
+                yield from self._given(value)
+            elif isinstance(value, dict):
+                yield from self._given(value.values())
 
 
 class Tap(torch.autograd.Function):

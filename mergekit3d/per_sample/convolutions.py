@@ -1,7 +1,7 @@
 """Per-sample gradients of convolutions, transposed or not, along any number of axes.
 
 The gradient of the weights of every sample of a batch is the gradient of a grouped convolution whose groups are the samples. That
-is the fast way for 16 channels and more, contiguous in memory. In the others, oneDNN's grouped kernels on the CPU are slower than one
+is the fast way for 16 channels and more, contiguous in memory, with AVX-512. In the others, oneDNN's grouped kernels are slower than one
 sample after another, each as two slabs along the depth, padded beforehand: see `mergekit3d.architectures.slabs`.
 """
 
@@ -72,12 +72,19 @@ def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) ->
     axes = len(module.kernel_size)
     if x.ndim == axes + 1:  # no batch: all of it is one sample's
         x, gradient = x[None], gradient[None]
-    weight = module.weight.detach().to(gradient.dtype)
+    # Shape, dtype and memory format are all that is asked of the weights: in the format of the input, nothing is copied into another.
+    weight = torch.empty_like(module.weight, dtype=gradient.dtype, memory_format=_format_of(x))
     x, geometry = _padded(module, x.to(gradient.dtype), gradient)
     found: dict[str, Iterable[Tensor]] = {"weight": _of_weights(x, weight, gradient, geometry, samples)}
     if module.bias is not None:
         found["bias"] = gradient.sum(list(range(2, gradient.ndim))).reshape(samples, -1, gradient.shape[1]).sum(1)
     return found
+
+
+def _format_of(x: Tensor) -> torch.memory_format:
+    if x.ndim == 5 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return torch.channels_last_3d
+    return torch.contiguous_format
 
 
 def _padded(module: nn.modules.conv._ConvNd, x: Tensor, gradient: Tensor) -> tuple[Tensor, Geometry]:
@@ -116,8 +123,10 @@ def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry,
     if samples == 1 and rows > 1:
         return geometry.of_weight(x, weight, gradient)[None]
     if rows > 1 or _one_by_one(x, weight, gradient):
+        if rows == 1 and _slabs_pay(x, gradient, geometry):
+            x, gradient, geometry, rows = *_slabs(x, gradient, weight.shape[2], geometry), 2
         pairs = zip(torch.split(x, rows), torch.split(gradient, rows), strict=True)
-        return (_of_one(part, weight, of_part, geometry) for part, of_part in pairs)
+        return (geometry.of_weight(part, weight, of_part) for part, of_part in pairs)
     grouped = geometry.of_weight(
         x.reshape(1, -1, *x.shape[2:]),
         weight.repeat(samples, *[1] * (weight.ndim - 1)),
@@ -137,53 +146,50 @@ def _one_by_one(x: Tensor, weight: Tensor, gradient: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 5:
         return False
     volume = prod(gradient.shape[2:])
+    if _without_avx512():
+        return True
     return volume <= SMALL_VOLUME or min(weight.shape[:2]) < BLOCK or not (x.is_contiguous() and gradient.is_contiguous())
 
 
-def _of_one(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of the weights of one sample of shape (rows, C, ...)."""
-    rows = gradient.shape[2]
-    slow = x.shape[1] * prod(x.shape[2:4]) <= LARGE_PLANES or x.is_contiguous() if x.ndim == 5 else False
-    if (
-        not slow
-        or x.shape[0] > 1
-        or x.device.type != "cpu"
-        or x.dtype != torch.float32
-        or geometry.transposed
-        or geometry.groups > 1
-        or rows < 4
-        or prod(gradient.shape[2:]) <= SMALL_VOLUME
-    ):
-        return geometry.of_weight(x, weight, gradient)
-    return _in_slabs(x, weight, gradient, geometry)
+def _without_avx512() -> bool:
+    """Whether oneDNN's grouped kernels are 2 to 10 times as slow as two slabs of one sample, whatever the channels."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
-def _in_slabs(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry) -> Tensor:
+def _slabs_pay(x: Tensor, gradient: Tensor, geometry: Geometry) -> bool:
+    """Whether torch is slow for one sample, so that two slabs of it are faster."""
+    if x.ndim != 5 or x.device.type != "cpu" or x.dtype != torch.float32 or geometry.transposed or geometry.groups > 1:
+        return False
+    slow = x.shape[1] * prod(x.shape[2:4]) <= LARGE_PLANES or x.is_contiguous()
+    large = prod(gradient.shape[2:]) > SMALL_VOLUME or _without_avx512()
+    return slow and large and gradient.shape[2] >= 4
+
+
+def _slabs(x: Tensor, gradient: Tensor, kernel: int, geometry: Geometry) -> tuple[Tensor, Tensor, Geometry]:
+    """Two halves of every sample, along the depth: input and gradient, (2 samples, ...), and a geometry that pads no depth.
+
+    Source: `mergekit3d.architectures.slabs`.
+    """
     stride, dilation, padding = geometry.stride[0], geometry.dilation[0], geometry.padding[0]
-    rows, memory_format = gradient.shape[2], torch.contiguous_format
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last_3d):
-        memory_format = torch.channels_last_3d
+    rows, memory_format = gradient.shape[2], _format_of(x)
     height = -(-rows // 2)
-    starts = (0, rows - height)
-    gradients = _blank(gradient, height, memory_format)
-    span = (height - 1) * stride + (weight.shape[2] - 1) * dilation + 1
-    slabs = _blank(x, span, memory_format)
-    for slab, start in enumerate(starts):
-        gradients[slab] = gradient[0, :, start : start + height]
+    span = (height - 1) * stride + (kernel - 1) * dilation + 1
+    gradients, volumes = _blank(gradient, height, memory_format), _blank(x, span, memory_format)
+    for slab, start in enumerate((0, rows - height)):
+        gradients[slab::2] = gradient[:, :, start : start + height]
         first = start * stride - padding
-        last = first + span
-        inside = slice(max(first, 0), min(last, x.shape[2]))
-        slabs[slab, :, : inside.start - first] = 0
-        slabs[slab, :, inside.start - first : inside.stop - first] = x[0, :, inside]
-        slabs[slab, :, inside.stop - first :] = 0
+        inside = slice(max(first, 0), min(first + span, x.shape[2]))
+        volumes[slab::2, :, : inside.start - first] = 0
+        volumes[slab::2, :, inside.start - first : inside.stop - first] = x[:, :, inside]
+        volumes[slab::2, :, inside.stop - first :] = 0
     if 2 * height > rows:  # the row that both hold counts once
-        gradients[1, :, 0] = 0
+        gradients[1::2, :, 0] = 0
     unpadded = Geometry(geometry.stride, (0, *geometry.padding[1:]), geometry.dilation, False, geometry.output_padding, 1)
-    return unpadded.of_weight(slabs, weight, gradients)
+    return volumes, gradients, unpadded
 
 
 def _blank(like: Tensor, height: int, memory_format: torch.memory_format) -> Tensor:
-    shape = (2, like.shape[1], height, *like.shape[3:])
+    shape = (2 * like.shape[0], like.shape[1], height, *like.shape[3:])
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=memory_format)
 
 

@@ -232,7 +232,7 @@ class PerSampleGradients:
                 self._slow.append(name)
         for call in self._calls:
             call.outputs, call.constant = [], self._constant.get(call.module, ())
-            fast = call.rule is not None and any(id(parameter) in self._fast for parameter in call.own().values())
+            fast = call.rule is not None and any(id(parameter) in self._fast for parameter in call.own.values())
             if not fast and call not in self._replayed:
                 call.inputs = None
         for call, numbers in self._replayed.items():
@@ -240,13 +240,13 @@ class PerSampleGradients:
 
     @staticmethod
     def _owns(call: Call, number: int) -> bool:
-        return any(id(parameter) == number for parameter in call.own().values())
+        return any(id(parameter) == number for parameter in call.own.values())
 
     # Gradients
 
     def _backward(self, score: Tensor, squares: Squares) -> None:
         """One backward pass: the rules are called on its way, and the leaves of norms get their gradients."""
-        leaves = [(call.own()[name], leaf) for call in self._calls if call.leaves for name, leaf in call.leaves.by_name.items()]
+        leaves = [(call.own[name], leaf) for call in self._calls if call.leaves for name, leaf in call.leaves.by_name.items()]
         inputs = [self._anchor, *(leaf for _, leaf in leaves)]
         found = torch.autograd.grad(self._logits, inputs, grad_outputs=score, retain_graph=not self._last, allow_unused=True)
         for (parameter, _), gradient in zip(leaves, found[1:], strict=True):
@@ -267,7 +267,7 @@ class PerSampleGradients:
             call.inputs = None
 
     def _by_rule(self, call: Call, rule: Any, gradient: Tensor, squares: Squares) -> None:
-        own = {name: parameter for name, parameter in call.own().items() if id(parameter) in self._fast}
+        own = {name: parameter for name, parameter in call.own.items() if id(parameter) in self._fast}
         alone = {name: len(self._uses[id(parameter)]) == 1 for name, parameter in own.items()}
         x, samples = call.taken()[0][0], len(self._images)
         step = squares.samples_at_once(own.values()) if all(alone.values()) else samples

@@ -14,7 +14,7 @@ ENTRIES_AT_ONCE = 4_000_000
 PIECE = 1 << 17
 """Entries that are summed in their own precision."""
 
-SMALL = 1 << 14
+SMALL = 1 << 16
 """Entries of a parameter whose samples are squared together."""
 
 
@@ -48,7 +48,7 @@ class Squares:
         self._samples = samples
         self._scale = scale
         self._pending: dict[int, list[Tensor]] = {}
-        self._traces: dict[str, dict[int, Tensor]] = {}
+        self._traces: dict[str, list[tuple[int, Tensor]]] = {}
 
     @property
     def seen(self) -> set[str]:
@@ -89,29 +89,35 @@ class Squares:
             NotFiniteError: one is not finite.
         """
         found: list[dict[str, float]] = [{} for _ in range(self._samples)]
-        for name, by_sample in self._traces.items():
-            for sample, value in zip(by_sample, torch.stack(list(by_sample.values())).tolist(), strict=True):
+        parts = [(name, first, part) for name, several in self._traces.items() for first, part in several]
+        values = iter(torch.cat([part for _, _, part in parts]).tolist() if parts else [])  # at once: a device waits for its work here
+        for name, first, part in parts:
+            for sample in range(first, first + len(part)):
+                value = next(values)
                 if not math.isfinite(value):
                     raise NotFiniteError(name, sample)
                 found[sample][name] = self._scale * value
         return found
 
     def _add(self, name: str, gradients: Iterable[Tensor], first: int) -> None:
-        total: Tensor | None = None
-        traces = self._traces.setdefault(name, {})
-        if isinstance(gradients, Tensor) and gradients[0].numel() <= SMALL:
+        sums = self._traces.setdefault(name, [])
+        total = self._totals[name]
+        if not isinstance(gradients, Tensor) and total.numel() <= SMALL:
+            gradients = torch.stack(list(gradients))
+        if isinstance(gradients, Tensor) and total.numel() <= SMALL:
             squares = gradients.detach().to(torch.promote_types(gradients.dtype, torch.float32)).square().reshape(len(gradients), -1)
-            traces.update(enumerate(squares.sum(1).double(), first))
-            self._totals[name].add_(squares.sum(0).reshape(self._totals[name].shape), alpha=self._scale)
+            sums.append((first, squares.sum(1).double()))
+            total.add_(squares.sum(0).reshape(total.shape), alpha=self._scale)
             return
+        squared: Tensor | None = None
         for sample, given in enumerate(gradients, first):
             gradient = given.detach()
             if gradient.dtype in (torch.bfloat16, torch.float16):
                 gradient = gradient.float()
-            total = gradient.square() if total is None else total.addcmul_(gradient, gradient)
-            traces[sample] = _sum_of_squares(gradient)
-        if total is not None:
-            self._totals[name].add_(total.reshape(self._totals[name].shape), alpha=self._scale)
+            squared = gradient.square() if squared is None else squared.addcmul_(gradient, gradient)
+            sums.append((sample, _sum_of_squares(gradient).reshape(1)))
+        if squared is not None:
+            total.add_(squared.reshape(total.shape), alpha=self._scale)
 
 
 def _sum_of_squares(values: Tensor) -> Tensor:
