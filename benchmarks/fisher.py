@@ -22,12 +22,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional
 
 from mergekit3d.architectures.networks.isensee2017 import Isensee2017
 from mergekit3d.architectures.slabs import fast_cpu_convolutions
@@ -228,14 +231,22 @@ def by_opacus(network: nn.Module, x: Tensor, score: Tensor) -> Step:
     from opacus import GradSampleModule  # type: ignore[import-not-found]
 
     wrapped = GradSampleModule(network, loss_reduction="sum")
+    for module in wrapped.modules():  # its hooks are silent in evaluation mode
+        module.training = not isinstance(module, nn.modules.dropout._DropoutNd)  # noqa: SLF001  the class that all share
 
     def step() -> Totals:
         wrapped.zero_grad(set_to_none=True)
-        torch.autograd.backward((wrapped(x) * score).sum())
+        with patch.object(functional, "leaky_relu", partial(out_of_place, functional.leaky_relu)):
+            torch.autograd.backward((wrapped(x) * score).sum())
         named = {name.removeprefix("_module."): values for name, values in wrapped.named_parameters()}
         return {name: values.grad_sample.square().sum(0, dtype=torch.float64) for name, values in named.items()}
 
     return step
+
+
+def out_of_place(leaky_relu: Callable[[Tensor, float], Tensor], x: Tensor, slope: float, inplace: bool = False) -> Tensor:  # noqa: ARG001
+    """The activation that the backward hooks of opacus bear: what it hands out must not be changed in place."""
+    return leaky_relu(x, slope)
 
 
 def difference(expected: Totals, actual: Totals) -> float:
