@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -35,6 +35,9 @@ Regions = Annotated[
 ]
 SubjectsFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Only the subjects named in this file, one a line.")]
 Names = Annotated[str | None, typer.Option(metavar="A,B", help="What to call the files; told from their paths unless given.")]
+Architecture = Annotated[
+    str | None, typer.Option(metavar="NAME|{NAME, ...}", help="The network of a checkpoint that does not say it, as in a recipe.")
+]
 PatchSize = Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Patch size in voxels; one number for a cube.")]
 
 
@@ -89,6 +92,18 @@ def overrides_of(texts: Sequence[str] | None) -> tuple[str, ...]:
 def names_of(text: str | None) -> tuple[str, ...] | None:
     """Names separated by commas."""
     return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def architecture_of(text: str | None) -> str | Mapping[str, Any] | None:
+    """A network by name, or a mapping in YAML with its keyword arguments."""
+    if text is None:
+        return None
+    from mergekit3d.recipe.document import parse_value
+
+    value = parse_value(text, "--architecture")
+    if not isinstance(value, str | dict):
+        raise UsageError("not an architecture", where="--architecture", wanted="a name, or {name: monai.UNet, ...}", found=text)
+    return value
 
 
 def size_of(text: str | None, flag: str) -> tuple[int, int, int] | None:

@@ -13,7 +13,19 @@ from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import Layout, Overrides, PatchSize, RecipeFlag, SubjectsFile, names_of, needed, overrides_of, size_of
+from .flags import (
+    Architecture,
+    Layout,
+    Overrides,
+    PatchSize,
+    RecipeFlag,
+    SubjectsFile,
+    architecture_of,
+    names_of,
+    needed,
+    overrides_of,
+    size_of,
+)
 
 RECIPE = "a recipe"
 
@@ -52,6 +64,7 @@ def fisher(
         str | None,
         typer.Option(metavar="SET", help="A shipped set (brats, hcp-1-7 ...), for true labels where the checkpoint does not say."),
     ] = None,
+    architecture: Architecture = None,
     max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most.")] = None,
     subjects_file: SubjectsFile = None,
     patch_size: PatchSize = None,
@@ -76,6 +89,9 @@ def fisher(
 
       mergekit3d fisher --recipe timm.yaml
 
+      mergekit3d fisher unet.pt --data brats/ --architecture "{name:
+      monai.UNet, spatial_dims: 3, channels: [8, 16], strides: [2]}"
+
       torchrun --nproc-per-node 4 -m mergekit3d_cli fisher m1.pt --data hcp/
     """
     flags: dict[str, Any] = {
@@ -94,6 +110,7 @@ def fisher(
             "--data": data,
             "--modalities": modalities,
             "--regions": regions,
+            "--architecture": architecture,
             "--subjects-file": subjects_file,
         }
         _refuse_beside_recipe([flag for flag, value in own.items() if value is not None])
@@ -106,6 +123,7 @@ def fisher(
     checkpoint = needed(checkpoint, "fisher", what, example=example)
     data = needed(data, "fisher", what, example=example)
     flags.update(layout=layout, modalities=names_of(modalities), regions=regions, subjects_file=subjects_file)
+    flags.update(architecture=architecture_of(architecture))
     return mergekit3d.fisher(checkpoint, data, **flags, options=options, reporter=reporter)
 
 

@@ -242,21 +242,32 @@ def silence_uninformed(diagonal: Mapping[str, Tensor], names: Sequence[str]) -> 
     return {name: torch.zeros_like(values) if name in names else values for name, values in diagonal.items()}
 
 
-def uninformed_biases(network: nn.Module, patterns: Sequence[str], image_shape: Sequence[int] | None = None) -> list[str]:
+def uninformed_biases(network: nn.Module, patterns: Sequence[str], image_shapes: Iterable[Sequence[int]] = ()) -> list[str]:
     """Biases that have no information, since a norm takes any constant away.
 
     Args:
         network: the network.
         patterns: globs that its architecture gives; where there are none, one probe in float64 finds them.
-        image_shape: (1, modalities, X, Y, Z) of the probe's random image.
+        image_shapes: (1, modalities, X, Y, Z) of the probe's random image; the first that the network takes is used.
 
     Returns:
         Names of the biases whose Fisher information is exactly 0.
+
+    Raises:
+        RuntimeError: the network takes none of the shapes.
     """
     biases = [name for name, _ in network.named_parameters() if name.endswith("bias")]
-    if patterns or image_shape is None:
+    if patterns:
         return [name for name in biases if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    return _probe(network, biases, image_shape)
+    refusal: Exception | None = None
+    for shape in image_shapes:
+        try:
+            return _probe(network, biases, shape)
+        except (RuntimeError, ValueError, AssertionError) as error:  # a network for images of one size
+            refusal = error
+    if refusal is not None:
+        raise RuntimeError("the network takes no image of the sizes that it was probed with") from refusal
+    return []
 
 
 def _probe(network: nn.Module, biases: Sequence[str], image_shape: Sequence[int]) -> list[str]:

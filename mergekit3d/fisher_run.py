@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -63,6 +64,10 @@ class Estimation:
         From the first of any of these batches on, the rest are the same: what they hold depends on order and sizes alone.
         """
         return batches_of_one_size(self._examples(numbers), self.settings.batch_size)
+
+    def image_shapes(self) -> Iterator[Sequence[int]]:
+        """(1, modalities, X, Y, Z) of what the network is given of each subject, padding included."""
+        return (example.image.shape for example in self._examples(self.store.numbers))
 
     def _examples(self, numbers: Sequence[int]) -> Iterator[Example]:
         with_labels = self.settings.estimator == "true"
@@ -258,10 +263,18 @@ def _slower_ways(recorder: PerSampleGradients) -> list[str]:
         f"no fast rule for {name or 'the network itself'}: its gradients were computed one subject at a time" for name in recorder.replayed
     ]
     if recorder.looped:
-        lines.append(f"computed by a pass of the whole network for each subject: {', '.join(sorted(recorder.looped))}")
+        lines.append(f"computed by a pass of the whole network for each subject: {_folded(recorder.looped)}")
     if recorder.unused:
-        lines.append(f"0, since they take no part in the output: {', '.join(sorted(recorder.unused))}")
+        lines.append(f"0, since they take no part in the output: {_folded(recorder.unused)}")
     return lines
+
+
+def _folded(names: Sequence[str]) -> str:
+    """Names that differ in the number of a block alone as one, with how many they are: networks have dozens of blocks."""
+    by_pattern: dict[str, list[str]] = {}
+    for name in names:
+        by_pattern.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    return ", ".join(several[0] if len(several) == 1 else f"{pattern} ({len(several)})" for pattern, several in sorted(by_pattern.items()))
 
 
 def _interrupted(signals: Interruption, done: Sequence[int], own: Sequence[int]) -> Interrupted:

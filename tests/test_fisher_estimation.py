@@ -246,7 +246,7 @@ def test_biases_before_a_norm_by_pattern_and_by_probe():
     patterns = architecture("isensee2017").zero_information
 
     assert expected == uninformed_biases(network, patterns)
-    assert expected == uninformed_biases(network, (), (1, 2, 8, 4, 4))
+    assert expected == uninformed_biases(network, (), [(1, 2, 8, 4, 4)])
 
 
 def test_bias_without_a_norm_is_informed():
@@ -254,8 +254,25 @@ def test_bias_without_a_norm_is_informed():
     network = tiny(dtype=torch.float32)
     before = {name: values.clone() for name, values in network.state_dict().items()}
 
-    assert [] == uninformed_biases(network, (), (1, 1, 4, 4, 4))
+    assert [] == uninformed_biases(network, (), [(1, 1, 4, 4, 4)])
     assert all(torch.equal(values, network.state_dict()[name]) for name, values in before.items())
+
+
+def test_network_for_images_of_one_size_is_probed_with_that_size():
+    """The first size that it takes is used; without any, the error says so."""
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv3d(1, 2, 1), nn.InstanceNorm3d(2)
+            self.place = nn.Parameter(torch.ones(1, 2, 4, 4, 4))
+
+        def forward(self, x):
+            return self.norm(self.conv(x)) * self.place
+
+    assert ["conv.bias"] == uninformed_biases(Fixed(), (), [(1, 1, 6, 3, 3), (1, 1, 4, 4, 4)])
+    with pytest.raises(RuntimeError, match="takes no image of the sizes"):
+        uninformed_biases(Fixed(), (), [(1, 1, 6, 3, 3)])
 
 
 def test_uninformed_biases_compute_to_noise_and_are_silenced():

@@ -201,19 +201,23 @@ def first_convolution(shapes: Shapes) -> str | None:
     return next((name for name in shapes if kind_of[name] == "conv" and name.endswith("weight")), None)
 
 
+HEADS = ("seg_layers", "seg_outputs", "output_block", "deep_supervision_heads", "segmentation_head", "seg_head", "conv_final", "final_conv")
+"""What the heads of networks that are in wide use go by: nnU-Net v2 and v1, MONAI's DynUNet and SegResNet, and others."""
+
+
 def channels_of(shapes: Shapes) -> tuple[int, int]:
-    """Inputs and outputs of a network that nothing else is known of, from its first and last layer with a weight."""
+    """Inputs and outputs of a network that nothing else is known of, from its first layer with a weight and its head.
+
+    The head is told by its usual names (`HEADS`); where there is none, the last layer with a weight stands for it.
+    """
     kind_of = kinds(shapes)
     weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
     if not weights:
         return 1, 1
+    heads = [name for name in weights if not set(HEADS).isdisjoint(name.split("."))]
     # A transposed convolution has its outputs on axis 1; its bias tells.
-    last = shapes.get(f"{layer_of(weights[-1])}.bias", shapes[weights[-1]])
-    return shapes[weights[0]][1], last[0]
-
-
-HEADS = ("seg_layers", "seg_outputs", "output_block", "deep_supervision_heads", "segmentation_head", "seg_head", "conv_final", "final_conv")
-"""What the heads of networks that are in wide use go by: nnU-Net v2 and v1, MONAI's DynUNet and SegResNet, and others."""
+    last = (heads or weights)[-1]
+    return shapes[weights[0]][1], shapes.get(f"{layer_of(last)}.bias", shapes[last])[0]
 
 
 def norms_and_last_layer(shapes: Shapes) -> Partitions:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
+from mergekit3d.architectures import NetworkSpec, architecture, build_network
 from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import InputError, RecipeError, UsageError
 from mergekit3d.fisher_file import FLOAT32, SQRT_FP16, FisherResult, read_result, write_fisher
+from mergekit3d.fisher_source import Regions, architecture_of, check_network, network_of_source, task_of_source
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe.load import LoadedRecipe, fisher_beside, load_recipe
@@ -26,10 +28,6 @@ if TYPE_CHECKING:
     from mergekit3d.datasets.cache import SubjectStore
     from mergekit3d.fisher_run import Snapshots
     from mergekit3d.training.processes import ProcessGroup
-
-Regions = str | Mapping[str, tuple[int, ...]] | None
-CHANNEL_MODALITIES = {1: ("t1",), 2: ("t1", "t2"), 4: ("t1", "t1ce", "t2", "flair")}
-"""What a bare checkpoint of so many inputs was most likely trained on, if the data set has these modalities."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ def fisher(
     draws: int = 4,
     layout: str = "auto",
     modalities: Sequence[str] | None = None,
-    regions: str | Mapping[str, tuple[int, ...]] | None = None,
+    regions: Regions = None,
+    architecture: str | Mapping[str, Any] | None = None,
     max_subjects: int | None = None,
     subjects_file: Path | None = None,
     patch_size: Sequence[int] | None = None,
@@ -77,6 +76,7 @@ def fisher(
         layout: of the data.
         modalities: input channels by name; needed only where the checkpoint does not say.
         regions: shipped set of regions, for true labels where the checkpoint does not say.
+        architecture: the network of a checkpoint that does not say it: a name, or ``{"name": "monai.UNet", ...}`` with its arguments.
         max_subjects: subjects at most, drawn by the seed.
         subjects_file: file of names, one a line: only these subjects.
         patch_size: one patch a subject of this size, its place drawn by the seed, in place of whole volumes.
@@ -106,12 +106,13 @@ def fisher(
     opened = open_checkpoint(checkpoint)
     opened.check_finite()
     dataset = find_dataset(data, layout)
-    task = _task(opened, dataset, modalities, regions, estimator)
+    spec = network_of_source(opened, None if architecture is None else architecture_of(architecture))
+    task = task_of_source(opened, spec, dataset, modalities, regions, estimator)
     names = None if subjects_file is None else read_names(Path(subjects_file))
     given = {"estimator": estimator, "draws": draws, "max_subjects": max_subjects, "patch_size": patch_size, "batch_size": batch_size}
     settings = FisherModel.model_validate({**given, "dtype": dtype, "snapshot_minutes": snapshot_minutes})
     with process_group() as group:
-        return estimate(opened, dataset, task, names, settings, out=out, group=group, options=options, reporter=reporter)
+        return estimate(opened, spec, dataset, task, names, settings, out=out, group=group, options=options, reporter=reporter)
 
 
 def fisher_sources(
@@ -150,6 +151,7 @@ def fisher_of_source(
     opened = open_checkpoint(loaded.checkpoint_path(source))
     return estimate(
         opened,
+        network_of_source(opened, loaded.architecture),
         cohort.dataset,
         cohort.task,
         cohort.split.train,
@@ -163,6 +165,7 @@ def fisher_of_source(
 
 def estimate(
     checkpoint: Checkpoint,
+    spec: NetworkSpec,
     dataset: Dataset,
     task: TaskSpec,
     names: Sequence[str] | None,
@@ -177,6 +180,7 @@ def estimate(
 
     Args:
         checkpoint: the weights.
+        spec: their network.
         dataset: where the subjects are.
         task: modalities and outputs of the network.
         names: only these subjects; None for all.
@@ -187,7 +191,7 @@ def estimate(
         reporter: where progress goes.
 
     Raises:
-        MergeKit3DError: the network is not known, or the subjects cannot be used.
+        MergeKit3DError: the network is another one, or the subjects cannot be used.
         Interrupted: by a signal; the state is saved.
     """
     from mergekit3d.fisher_estimation import uninformed_biases
@@ -197,8 +201,7 @@ def estimate(
 
     group = ALONE if group is None else group
     reporter = reporter if group.is_first else SILENT
-    spec = _network(checkpoint)
-    _check_network(spec, checkpoint, task)
+    check_network(spec, checkpoint, task)
     runtime = resolve_runtime(group.device(options.device), options.precision)
     store, seed = _store(dataset, task, names, settings, options, reporter), options.seed or 0
     digests = group.share(lambda: _digests(store))
@@ -217,8 +220,9 @@ def estimate(
         sums = accumulate(estimation, snapshots, resume=options.resume, force=options.force, reporter=reporter)
         if group.is_first:
             found = {"identity": identity, "checkpoint": checkpoint.digest, "data": json_digest(sorted(digests.values())), "seed": seed}
-            probe = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
-            zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, probe)
+            small = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
+            shapes = (tuple(shape) for shape in chain([small], estimation.image_shapes()))
+            zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, shapes)
             write_fisher(out, sums, zero, _metadata(spec, task, settings, found), dtype=settings.dtype)
             snapshots.remove()
         group.wait()
@@ -287,65 +291,3 @@ def _digests(store: SubjectStore) -> dict[int, list[str]]:
         return [file_digest(path) for path in files]
 
     return {number: of(store.subjects[number]) for number in store.numbers}
-
-
-def _task(checkpoint: Checkpoint, dataset: Dataset, modalities: Sequence[str] | None, regions: Regions, estimator: str) -> TaskSpec:
-    """The task of a checkpoint: what it says, else what the flags and the data tell."""
-    from mergekit3d.datasets.labels import output_set
-    from mergekit3d.datasets.subject import canonical_modality
-
-    if checkpoint.metadata is not None and checkpoint.metadata.task is not None and modalities is None and regions is None:
-        return checkpoint.metadata.task
-    spec = _network(checkpoint)
-    known = sorted({modality for subject in dataset.subjects for modality in subject.images})
-    chosen = (
-        tuple(map(canonical_modality, modalities)) if modalities is not None else _guess_modalities(checkpoint, spec.in_channels, known)
-    )
-    if regions is None:
-        if estimator == "true":
-            raise UsageError("the checkpoint does not say its regions", where=checkpoint.path, todo="pass --regions, for example hcp-1-7")
-        outputs: dict[str, tuple[int, ...]] = {f"output-{channel}": (channel,) for channel in range(1, spec.out_channels + 1)}
-    else:
-        outputs = output_set(regions) if isinstance(regions, str) else dict(regions)
-    if len(outputs) != spec.out_channels:
-        raise InputError(
-            "regions and network do not agree",
-            where=checkpoint.path,
-            wanted=f"{spec.out_channels} outputs",
-            found=f"{len(outputs)} regions",
-        )
-    return TaskSpec(chosen, outputs)
-
-
-def _check_network(spec: NetworkSpec, checkpoint: Checkpoint, task: TaskSpec) -> None:
-    check_shapes(spec, checkpoint.shapes, checkpoint.path)
-    if spec.in_channels != len(task.modalities):
-        found = f"{len(task.modalities)} modalities ({', '.join(task.modalities)})"
-        raise InputError(
-            "modalities and network do not agree",
-            where=checkpoint.path,
-            wanted=f"{spec.in_channels}",
-            found=found,
-            todo="pass --modalities",
-        )
-
-
-def _network(checkpoint: Checkpoint) -> NetworkSpec:
-    spec = network_of(checkpoint)
-    if spec is None:
-        todo = "use a checkpoint of mergekit3d, which says its architecture"
-        raise InputError("the network cannot be told from the tensors", where=checkpoint.path, todo=todo)
-    return spec
-
-
-def _guess_modalities(checkpoint: Checkpoint, inputs: int, known: Sequence[str]) -> tuple[str, ...]:
-    """The modalities of a bare checkpoint, where data and number of inputs leave one answer."""
-    guess = CHANNEL_MODALITIES.get(inputs, ())
-    if len(known) == inputs and set(guess) == set(known):
-        return guess
-    raise UsageError(
-        "the checkpoint does not say its modalities",
-        where=checkpoint.path,
-        wanted=f"{inputs} of {', '.join(known)}",
-        todo="pass --modalities in the order of its input channels",
-    )

@@ -104,7 +104,7 @@ def test_fisher_of_a_checkpoint(mergekit, fake):
     assert 0 == mergekit("fisher", "m1.pt", "--data", "hcp").exit_code
     assert (Path("m1.pt"), Path("hcp")) == seen["arguments"]
     assert {
-        "arguments", "layout", "modalities", "regions", "subjects_file", "options", "reporter"
+        "arguments", "layout", "modalities", "regions", "architecture", "subjects_file", "options", "reporter"
     } == set(seen)  # fmt: skip
     assert "auto" == seen["layout"]
 
@@ -128,6 +128,22 @@ def test_fisher_of_a_checkpoint_with_every_flag(mergekit, fake):
     assert Path("names.txt") == seen["subjects_file"]
     assert ((64, 64, 48), 2) == (seen["patch_size"], seen["batch_size"])
     assert ("sqrt-fp16", 2.0) == (seen["dtype"], seen["snapshot_minutes"])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("monai.UNet", "monai.UNet"), ("{name: monai.UNet, channels: [8, 16]}", {"name": "monai.UNet", "channels": [8, 16]})],
+)
+def test_architecture_is_read_as_in_a_recipe(mergekit, fake, text, wanted):
+    """A name, or a mapping."""
+    seen = fake("fisher")
+
+    assert 0 == mergekit("fisher", "m1.pt", "--data", "hcp", "--architecture", text).exit_code
+    assert wanted == seen["architecture"]
+    assert (
+        "not an architecture: --architecture: wanted a name, or {"
+        in mergekit("fisher", "m1.pt", "--data", "hcp", "--architecture", "[1]").stderr
+    )
 
 
 def as_one_of_two(monkeypatch, rank):

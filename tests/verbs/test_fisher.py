@@ -13,9 +13,10 @@ import nibabel
 import numpy as np
 import pytest
 
-from mergekit3d import adapt, fisher, fuse
+from mergekit3d import adapt, fisher, fisher_sources, fuse
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, UsageError
+from mergekit3d.fisher_run import _folded
 from mergekit3d.merging.partitions import layer_of
 from mergekit3d.options import Options
 from tests.builders import fusing, save_source, task_of
@@ -106,7 +107,7 @@ class Notes:
         self.messages.append(message)
 
 
-SETTINGS = ("max_subjects", "dtype", "snapshot_minutes", "batch_size", "estimator", "patch_size")
+SETTINGS = ("max_subjects", "dtype", "snapshot_minutes", "batch_size", "estimator", "patch_size", "architecture")
 
 
 def run(checkpoint, data, *, reporter=None, draws=1, **given):
@@ -389,3 +390,69 @@ def test_subject_that_is_not_finite_is_refused_by_its_number(m1, make_data, tmp_
     assert 65 == caught.value.exit_code
     assert not [text for text in (str(caught.value), *notes.messages) if "100004" in text or "canary" in text]
     assert not (tmp_path / "m1.fisher.safetensors").exists()
+
+
+@pytest.fixture
+def foreign(tmp_path) -> tuple[Path, dict]:
+    """A state dict of MONAI's UNet, which does not say what it is, and its network."""
+    import torch
+
+    networks = pytest.importorskip("monai.networks.nets")
+    how = {"spatial_dims": 3, "channels": [2, 4], "strides": [2], "num_res_units": 1}
+    torch.manual_seed(0)
+    torch.save(networks.UNet(in_channels=2, out_channels=3, **how).state_dict(), tmp_path / "unet.pt")
+    return tmp_path / "unet.pt", {"name": "monai.UNet", **how}
+
+
+def test_network_that_the_user_names(foreign, data):
+    """Inputs and outputs are the tensors'; PReLU and residual units have their values too."""
+    checkpoint, network = foreign
+    result = run(checkpoint, data, architecture=network)
+    written = open_checkpoint(result.out)
+
+    assert set(open_checkpoint(checkpoint).entries) == set(written.entries)
+    assert ("monai.UNet", 2, 3) == tuple(written.metadata.architecture[key] for key in ("name", "in_channels", "out_channels"))
+    assert all(np.abs(written.read(name)).max() > 0 for name in written.entries if name.endswith("weight"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, r"the network cannot be told from the tensors: .*unet.pt; pass --architecture, for example '\{name: monai.UNet"),
+        ("monai.Unet3d", "no such network: monai.Unet3d: wanted a torch.nn.Module"),
+        ({"channels": [2, 4]}, "the architecture has no name: --architecture: wanted a name, or {name: monai.UNet"),
+        ({"name": "monai.UNet", "spatial_dims": 3, "channels": [2, 8], "strides": [2]}, "the checkpoint is of another network than monai"),
+        ({"name": "monai.UNet", "in_channels": 2}, "the channels of a network follow from its task: architecture.in_channels"),
+    ],
+)
+def test_network_that_is_not_the_checkpoints(foreign, data, given, said):
+    """One line, and nothing is written."""
+    checkpoint, _ = foreign
+    with pytest.raises(MergeKit3DError, match=said):
+        run(checkpoint, data, architecture=given)
+    assert not checkpoint.with_name("unet.fisher.safetensors").exists()
+
+
+def test_recipe_names_the_network_of_bare_checkpoints(foreign, data, tmp_path):
+    """As of sources that come from elsewhere."""
+    checkpoint, network = foreign
+    source = {"name": "m1", "checkpoint": str(checkpoint)}
+    target = {"data": str(data), "modalities": ["t1", "t2"], "regions": {"a": [2], "b": [3], "c": [4]}, "split": {"train": 2}}
+    recipe = {"version": 1, "architecture": network, "sources": [{**source, "target": target}], "fisher": {"draws": 1}}
+    (tmp_path / "timm.yaml").write_text(json.dumps(recipe))
+    (result,) = fisher_sources(tmp_path / "timm.yaml", options=Options(device="cpu")).sources
+
+    assert 2 == result.subjects
+    assert "monai.UNet" == open_checkpoint(result.out).metadata.architecture["name"]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["b.norm.bias", "a.0.bias"], "a.0.bias, b.norm.bias"),
+        (["vit.0.norm.bias", "vit.11.norm.bias", "vit.1.norm.weight"], "vit.*.norm.bias (2), vit.1.norm.weight"),
+    ],
+)
+def test_names_of_many_blocks_are_one(names, said):
+    """What differs in the number of its block alone."""
+    assert said == _folded(names)
