@@ -103,6 +103,15 @@ def test_pipeline_leaves_the_files_of_the_contract(trained: Path) -> None:
     assert [] == [name for name in expected if not (trained / name).is_file()]
 
 
+def test_adapt_and_finetune_prepare_a_subject_once(trained: Path) -> None:
+    """Both read the same subjects from OUT/prepared; no file there names one."""
+    stored = [path.relative_to(trained) for path in (trained / "timm/prepared").rglob("*.safetensors")]
+    split = json.loads((trained / "timm/finetune/split.json").read_text())
+
+    assert len(split["train"]) + len(split["validation"]) == len(stored)
+    assert not any("Brats18" in str(path) for path in stored)
+
+
 def test_fused_weights_are_eq_2_of_the_files_written(trained: Path) -> None:
     """An independent float64 evaluation of eq. 2 on the files agrees with every fused tensor."""
     report = json.loads((trained / "timm/fused.report.json").read_text())

@@ -1,20 +1,25 @@
-"""Prepared subjects, kept in memory as far as they fit."""
+"""Prepared subjects, kept in memory as far as they fit, or mapped from a folder where there is one."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mergekit3d.datasets.prepare import Prepared, prepare
+from mergekit3d.datasets.stored import stored, stored_key
 from mergekit3d.datasets.subject import Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
+from mergekit3d.errors import OutputError
 from mergekit3d.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
     from mergekit3d.checkpoints.metadata import TaskSpec
 
 DEFAULT_CAPACITY_BYTES = 4 * 2**30
+MOST_MAPPED = 256
+"""Mapped files; each takes one of the file descriptors that a process may have."""
 
 
 class SubjectStore:
@@ -23,12 +28,16 @@ class SubjectStore:
     Nothing is evicted for a newcomer: epochs sweep over all subjects, and a cache of the most recent ones, once too small for the
     sweep, would miss every time. What comes back never depends on what was kept.
 
+    With a folder, each subject is prepared once for all runs and processes that share it (see `stored.py`), and what is kept in memory
+    is the system's business. Where the folder cannot be written, that is told once, and things are as without it.
+
     Args:
         subjects: number (from 1) -> subject.
         task: what to prepare them for.
         vocabulary: label ids that may occur.
         with_target: whether to read label maps.
         capacity_bytes: memory for subjects.
+        folder: where prepared subjects are stored; None: nowhere.
         reporter: is told, once a subject, of resampling.
     """
 
@@ -40,6 +49,7 @@ class SubjectStore:
         vocabulary: Vocabulary,
         with_target: bool = True,
         capacity_bytes: int = DEFAULT_CAPACITY_BYTES,
+        folder: Path | None = None,
         reporter: Reporter = SILENT,
     ) -> None:
         self.subjects = dict(subjects)
@@ -48,8 +58,10 @@ class SubjectStore:
         self.with_target = with_target
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
+        self.folder = folder
         self._reporter = reporter
         self._kept: dict[int, Prepared] = {}
+        self._mapped: dict[int, Prepared] = {}
         self._told: set[int] = set()
         self._lock = threading.Lock()
         self._busy = {number: threading.Lock() for number in self.subjects}
@@ -66,25 +78,53 @@ class SubjectStore:
             InputError: the subject cannot be prepared.
         """
         with self._busy[number]:
-            kept = self._kept.get(number)
-            return kept if kept is not None else self._prepare(number)
+            kept = self._kept.get(number) or self._mapped.get(number)
+            return kept if kept is not None else self._load(number)
 
     def __iter__(self) -> Iterator[Prepared]:
         """Every subject, in the order of the numbers."""
         return (self.get(number) for number in self.numbers)
 
+    def _load(self, number: int) -> Prepared:
+        folder, key = self.folder, self._key(number)
+        if folder is None or key is None:
+            return self._keep(self._prepare(number))
+        try:
+            mapped = stored(folder, key, number, lambda: self._prepare(number))
+        except OutputError as error:
+            with self._lock:
+                failed, self.folder = self.folder is not None, None
+            if failed:
+                self._reporter.warn(f"prepared subjects are not stored: {error}")
+            return self._keep(self._prepare(number))
+        with self._lock:
+            while len(self._mapped) >= MOST_MAPPED:
+                del self._mapped[next(iter(self._mapped))]
+            self._mapped[number] = mapped
+        return mapped
+
+    def _key(self, number: int) -> str | None:
+        """The subject's name in the folder; None where there is no folder, or a file that cannot be read, which preparing it tells."""
+        if self.folder is None:
+            return None
+        try:
+            return stored_key(self.subjects[number], self.task, self.vocabulary, with_target=self.with_target)
+        except OSError:
+            return None
+
     def _prepare(self, number: int) -> Prepared:
         with self._lock:
             reporter = SILENT if number in self._told else self._reporter
             self._told.add(number)
-        prepared = prepare(
-            self.subjects[number], number, self.task, vocabulary=self.vocabulary, with_target=self.with_target, reporter=reporter
-        )
+        subject = self.subjects[number]
+        return prepare(subject, number, self.task, vocabulary=self.vocabulary, with_target=self.with_target, reporter=reporter)
+
+    def _keep(self, prepared: Prepared) -> Prepared:
         for array in (prepared.image, prepared.target):
             if array is not None:
                 array.setflags(write=False)
         with self._lock:
             if self.used_bytes + prepared.size_bytes <= self.capacity_bytes:
-                self._kept[number] = prepared
+                self._kept[prepared.number] = prepared
                 self.used_bytes += prepared.size_bytes
         return prepared

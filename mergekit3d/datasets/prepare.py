@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 MARGIN = 2
+PREPARATION = 1
+"""Counted up when the same files would give other arrays: what is stored of earlier ones is not used any more."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from mergekit3d.recipe.document import Document, KeyPath, parse_value, read_docu
 from mergekit3d.recipe.models import ArchitectureModel, Recipe, SourceModel
 from mergekit3d.registry import did_you_mean
 
+PREPARED_NAME = "prepared"
+
 
 @dataclass(frozen=True)
 class LoadedRecipe:
@@ -24,11 +26,13 @@ class LoadedRecipe:
         recipe: the checked recipe.
         path: its file.
         out: its output folder, OUT.
+        prepared: folder of prepared subjects; None: they are not stored.
     """
 
     recipe: Recipe
     path: Path
     out: Path
+    prepared: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -107,7 +111,14 @@ def load_recipe(path: Path | str, *, overrides: Sequence[str] = (), out: Path | 
     recipe = validate_recipe(document, str(path))
     if out is None:
         out = path.parent / (recipe.out if recipe.out is not None else Path(recipe.name or path.stem))
-    return LoadedRecipe(recipe=recipe, path=path, out=out)
+    return LoadedRecipe(recipe=recipe, path=path, out=out, prepared=_prepared(recipe, path.parent, out))
+
+
+def _prepared(recipe: Recipe, folder: Path, out: Path) -> Path | None:
+    """Where prepared subjects are stored; in OUT by default, so that copies of patients' images stand where their owner looks."""
+    if recipe.cache is None:
+        return out / PREPARED_NAME
+    return folder / recipe.cache.expanduser() if recipe.cache else None
 
 
 def validate_recipe(document: Document, where: str) -> Recipe:

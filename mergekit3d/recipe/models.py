@@ -314,6 +314,10 @@ class Recipe(Model):
     name: Name | None = Field(None, description="left out: the name of the file")
     seed: Count = Field(0, description="of everything random")
     out: Path | None = Field(None, description="output folder; left out: a folder of the recipe's name beside it")
+    cache: Path | Literal[False] | None = Field(
+        None,
+        description="folder of prepared subjects, which recipes may share; left out: prepared, in the output folder; false: none is stored",
+    )
     data: dict[Name, Path] = Field({}, description="folders of data sets by name")
     architecture: str | ArchitectureModel | None = Field(None, description="network; left out: what the checkpoints say")
     sources: tuple[SourceModel, ...] = Field((), description="networks to fuse, in the order of training")
@@ -331,7 +335,7 @@ class Recipe(Model):
     @model_validator(mode="after")
     def _distinct_names(self) -> Recipe:
         names = [source.name for source in (*self.sources, *self.baselines)]
-        reserved = {"none", "imm", "mean-imm", "timm", "adapt", "finetune", "train", "random", "zero", "adapted"} & set(names)
+        reserved = {"none", "imm", "mean-imm", "timm", "adapt", "finetune", "train", "prepared", "random", "zero", "adapted"} & set(names)
         if len(set(names)) != len(names):
             raise ValueError("two sources or baselines have the same name")
         if reserved:

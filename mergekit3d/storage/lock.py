@@ -37,3 +37,25 @@ def output_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def waiting_lock(folder: Path) -> Iterator[None]:
+    """Hold `folder` (created where missing) for a moment; others, also threads of this process, wait for it.
+
+    Raises:
+        OutputError: the folder cannot be created or written.
+    """
+    from filelock import FileLock
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.resolve() / LOCK_NAME, is_singleton=False)
+        lock.acquire()
+    except OSError as error:
+        raise output_error(error, folder) from error
+    try:
+        sweep_leftovers(folder)
+        yield
+    finally:
+        lock.release()

@@ -120,7 +120,7 @@ class Stage:
 
     def identity(self) -> str:
         """Digest of what decides the result, beside the data: recipe and start."""
-        recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "study"})
+        recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "study"})
         split = vars(self.cohort.split)
         return json_digest(
             [recipe, split, self.settings.model_dump(mode="json"), dict(self.start.origin), self.seed, *self.constraints.digests]
@@ -216,7 +216,7 @@ def fit_stage(
     group.share(lambda: write_split(stage.out / "split.json", stage.cohort.split))
     # Labels of the training subjects are not looked at where only their entropy counts; they may not be there.
     parts = ("train", "validation") if stage.objective.supervised else ("validation",)
-    store = open_store(stage.cohort, parts, reporter)
+    store = open_store(stage.cohort, parts, reporter, folder=stage.loaded.prepared)
     settings = _settings(stage)
     samples = settings.batch_size * settings.accumulate
     if samples < group.size:
@@ -272,11 +272,11 @@ def settings_of(model: TrainingModel) -> TrainingSettings:
     return TrainingSettings(**{item.name: getattr(model, item.name) for item in fields(TrainingSettings) if hasattr(model, item.name)})
 
 
-def open_store(cohort: Cohort, parts: Iterable[str], reporter: Reporter) -> SubjectStore:
+def open_store(cohort: Cohort, parts: Iterable[str], reporter: Reporter, *, folder: Path | None = None) -> SubjectStore:
     """The subjects of some parts of the split, prepared when asked for; numbered by their place in the data set."""
     wanted = {subject.name for part in parts for subject in cohort.subjects(part)}
     numbered = {number: subject for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in wanted}
-    return SubjectStore(numbered, cohort.task, vocabulary=cohort.dataset.vocabulary, reporter=reporter)
+    return SubjectStore(numbered, cohort.task, vocabulary=cohort.dataset.vocabulary, folder=folder, reporter=reporter)
 
 
 def numbers_of(cohort: Cohort, part: str) -> list[int]:
@@ -353,7 +353,8 @@ def _unlabelled_store(stage: Stage, reporter: Reporter) -> SubjectStore | None:
     numbered = dict(enumerate(dataset.subjects, 1))
     if stage.unlabelled is None:
         numbered = {number: numbered[number] for number in numbers_of(stage.cohort, "train")}
-    return SubjectStore(numbered, stage.cohort.task, vocabulary=dataset.vocabulary, with_target=False, reporter=reporter)
+    folder = stage.loaded.prepared
+    return SubjectStore(numbered, stage.cohort.task, vocabulary=dataset.vocabulary, with_target=False, folder=folder, reporter=reporter)
 
 
 def _in_turns(labelled: Iterator[Batch], unlabelled: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:

@@ -51,6 +51,16 @@ def test_shipped_recipes_are_those_of_the_issue():
     assert {"m1", "m2", "imm", "timm", "transfer", "demo", "timm2019"} <= {path.stem for path in SHIPPED}
 
 
+def test_prepared_subjects_are_stored_in_the_output_folder(tmp_path):
+    """Also for the arms of a study; a folder that recipes share starts at the recipe, and false stores none."""
+    path = write_recipe(tmp_path, RECIPE)
+
+    assert tmp_path / "mine/prepared" == load_recipe(path).prepared == load_recipe(path).changed(out=tmp_path / "arm").prepared
+    assert tmp_path / "elsewhere/prepared" == load_recipe(path, out=tmp_path / "elsewhere").prepared
+    assert tmp_path / "shared" == load_recipe(path, overrides=["cache=shared"]).prepared
+    assert load_recipe(path, overrides=["cache=false"]).prepared is None
+
+
 def test_paths_of_inputs_start_at_the_recipe(tmp_path):
     """Those of outputs at OUT, a folder of the recipe's name beside it."""
     loaded = load_recipe(write_recipe(tmp_path, RECIPE))

@@ -6,11 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from mergekit3d.errors import LockedError, OutputError
-from mergekit3d.storage.lock import LOCK_NAME, output_lock
+from mergekit3d.storage.lock import LOCK_NAME, output_lock, waiting_lock
 
 HOLDER = """
 import sys, time
@@ -105,3 +106,23 @@ def test_folder_that_cannot_be_made_is_an_output_error(tmp_path):
 
     with pytest.raises(OutputError, match="cannot write"), output_lock(tmp_path / "file"):
         pass
+
+
+def test_threads_take_a_waiting_lock_in_turn(tmp_path):
+    """Nobody is refused, and no two hold it at once."""
+    inside, most = [], []
+
+    def run():
+        with waiting_lock(tmp_path / "a"):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.02)
+            inside.pop()
+
+    threads = [threading.Thread(target=run) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [1] * 5 == most
