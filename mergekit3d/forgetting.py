@@ -79,7 +79,7 @@ def _dice_on_task(
 ) -> list[float]:
     """Mean Dice of every merge, with one source's private tensors, on that source's test subjects."""
     from mergekit3d.prediction import measure_subjects, predictor_from
-    from mergekit3d.training.cohort import open_store
+    from mergekit3d.training.batches import open_store
 
     cohort = open_cohort(loaded, source.target)
     store, column = open_store(cohort, ("test",), reporter), []

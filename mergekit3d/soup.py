@@ -39,7 +39,7 @@ def choose_ingredients(
         RecipeError: no validation subjects, or sources that do not solve the target's task.
     """
     from mergekit3d.prediction import measure_subjects, predictor_from
-    from mergekit3d.training.cohort import open_store
+    from mergekit3d.training.batches import open_store
 
     _check(plan)
     cohort = open_cohort(loaded, loaded.recipe.target)

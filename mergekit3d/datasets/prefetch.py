@@ -1,11 +1,18 @@
-"""The next batches are made while the network works on this one."""
+"""The next batches are made while the network works on this one, by one thread or several.
+
+Threads, not processes: what takes time in a batch (numpy, scipy, torch) runs without the interpreter's lock, arrays need not be sent,
+the store is mapped once, and nothing is forked beside a GPU.
+"""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar, cast
 
 Item = TypeVar("Item")
@@ -64,3 +71,27 @@ def prefetch(items: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     finally:
         stopped.set()
         thread.join()
+
+
+def made_in_order(jobs: Iterable[Callable[[], Item]], workers: int) -> Iterator[Item]:
+    """What the jobs make, in their order, made by several threads at once; as many are ahead as there are threads.
+
+    An error of a job is raised in its place. Where the consumer stops early, jobs that have not begun are left undone.
+
+    Args:
+        jobs: none depends on another.
+        workers: threads; 1: they are done when asked for, in the consumer's own thread.
+    """
+    if workers == 1:
+        yield from (job() for job in jobs)
+        return
+    remaining = iter(jobs)
+    with ThreadPoolExecutor(workers, thread_name_prefix="mergekit3d-worker") as pool:
+        try:
+            under_way: deque[Future[Item]] = deque(pool.submit(job) for job in islice(remaining, workers))
+            while under_way:
+                item = under_way.popleft().result()
+                under_way.extend(pool.submit(job) for job in islice(remaining, 1))
+                yield item
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from mergekit3d.datasets.augmentation import Transform, augmented
 from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.prepare import Prepared
 from mergekit3d.datasets.share import WHOLE, Share
+from mergekit3d.datasets.spatial import Block, Spatial, cut
 from mergekit3d.volumes.orientation import Shape
 
 if TYPE_CHECKING:
@@ -46,6 +48,14 @@ class Batch:
         """How much of its batch this is, from 0 to 1."""
         return 1.0 if self.whole is None else len(self.numbers) / self.whole
 
+    def pinned(self) -> Batch:
+        """The same in page-locked memory, from which a GPU copies in the background."""
+        return replace(self, images=self.images.pin_memory(), targets=None if self.targets is None else self.targets.pin_memory())
+
+
+Job = Callable[[], Batch]
+"""Makes a batch, in whatever thread."""
+
 
 def epoch_batches(
     store: SubjectStore,
@@ -58,11 +68,47 @@ def epoch_batches(
     epoch: int,
     steps: int | None = None,
     first_step: int = 0,
+    spatial: Spatial | None = None,
     augment: Sequence[Transform] = (),
     device: torch.device | str = "cpu",
     share: Share = WHOLE,
 ) -> Iterator[Batch]:
-    """The training batches of one epoch.
+    """The training batches of one epoch; see `epoch_jobs`."""
+    jobs = epoch_jobs(
+        store,
+        numbers,
+        batch_size=batch_size,
+        patch_size=patch_size,
+        multiple_of=multiple_of,
+        seed=seed,
+        epoch=epoch,
+        steps=steps,
+        first_step=first_step,
+        spatial=spatial,
+        augment=augment,
+        device=device,
+        share=share,
+    )
+    return (job() for job in jobs)
+
+
+def epoch_jobs(
+    store: SubjectStore,
+    numbers: Sequence[int],
+    *,
+    batch_size: int,
+    patch_size: Shape | None,
+    multiple_of: int,
+    seed: int,
+    epoch: int,
+    steps: int | None = None,
+    first_step: int = 0,
+    spatial: Spatial | None = None,
+    augment: Sequence[Transform] = (),
+    device: torch.device | str = "cpu",
+    share: Share = WHOLE,
+) -> Iterator[Job]:
+    """What makes the training batches of one epoch, one after the other; each may be made in any thread, at any time.
 
     Subjects come in shuffled passes. With `steps` left out there is one pass, whose last batch may be smaller; else passes follow
     one another until there are as many full batches.
@@ -77,27 +123,30 @@ def epoch_batches(
         epoch: from 0.
         steps: batches; None: as many as one pass takes.
         first_step: where to start, from 0; the batches are the same as without it.
-        augment: random changes, in order.
+        spatial: random resampling; None: samples are cut out as they are.
+        augment: further random changes, in order.
         device: where the tensors go.
         share: which samples of each batch to take; the others are not read.
     """
     subjects = sorted(numbers)
     total = len(subjects) if steps is None else steps * batch_size
-    for step in range(first_step, -(-total // batch_size)):
+
+    def make(step: int) -> Batch:
         indices = range(step * batch_size, min((step + 1) * batch_size, total))
         plan = {index: _subject_at(subjects, index, seed, epoch) for index in indices}
         own = share.of_batch(step, batch_size, total)
         samples = []
         for index in own:
             rng = np.random.default_rng([seed, epoch, SAMPLE_STREAM, index])
-            samples.append((plan[index], *_sample(store.get(plan[index]), patch_size, augment, rng)))
+            samples.append((plan[index], *_sample(store.get(plan[index]), patch_size, spatial, augment, rng)))
         if own == indices:
-            yield _batch(samples, _common_shape([image.shape[1:] for _, image, _ in samples], patch_size, multiple_of), device)
-        elif not samples:
-            yield _empty_batch(len(indices), device)
-        else:
-            shapes = [] if patch_size is not None else [share.shapes[number] for number in plan.values()]
-            yield replace(_batch(samples, _common_shape(shapes, patch_size, multiple_of), device), whole=len(indices))
+            return _batch(samples, _common_shape([image.shape[1:] for _, image, _ in samples], patch_size, multiple_of), device)
+        if not samples:
+            return _empty_batch(len(indices), device)
+        shapes = [] if patch_size is not None else [share.shapes[number] for number in plan.values()]
+        return replace(_batch(samples, _common_shape(shapes, patch_size, multiple_of), device), whole=len(indices))
+
+    return (partial(make, step) for step in range(first_step, -(-total // batch_size)))
 
 
 def whole_volume_batches(
@@ -117,16 +166,15 @@ def _subject_at(subjects: Sequence[int], index: int, seed: int, epoch: int) -> i
 
 
 def _sample(
-    prepared: Prepared, patch_size: Shape | None, augment: Sequence[Transform], rng: np.random.Generator
+    prepared: Prepared, patch_size: Shape | None, spatial: Spatial | None, augment: Sequence[Transform], rng: np.random.Generator
 ) -> tuple[Array, Array | None]:
-    image, target = prepared.image, prepared.target
-    if target is None:
-        nothing = np.zeros((0, *image.shape[1:]), np.uint8)
-        block = (slice(None),) * 3 if patch_size is None else patch_block(nothing, patch_size, rng)
-        return augmented(image[..., *block], nothing[..., *block], augment, rng)[0], None
+    nothing = np.zeros((0, *prepared.image.shape[1:]), np.uint8)
+    block: Block = (slice(None),) * 3
     if patch_size is not None:
-        block = patch_block(target, patch_size, rng)
-        image, target = image[..., *block], target[..., *block]
+        block = patch_block(nothing if prepared.target is None else prepared.target, patch_size, rng)
+    image, target = cut(prepared, block) if spatial is None else spatial.cut(prepared, block, rng)
+    if target is None:
+        return augmented(image, nothing[..., *block], augment, rng)[0], None
     return augmented(image, target, augment, rng)
 
 

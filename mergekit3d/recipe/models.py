@@ -78,12 +78,47 @@ class TargetModel(Model):
         return self
 
 
+class ChanceModel(Model):
+    """One random change."""
+
+    probability: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="left out: the preset's, else nnU-Net's")
+    range: tuple[float, float] | None = Field(None, description="between which values it is drawn; left out: the preset's, else nnU-Net's")
+
+
+LIMITS = {"rotate": (-180, 180), "scale": (0.1, 10), "elastic": (0, 20), "noise": (0, 10), "blur": (0, 10)} | {
+    "low_resolution": (0.05, 1),
+    **dict.fromkeys(("brightness", "contrast", "gamma", "gamma_inverted"), (0.01, 100)),
+}
+
+
 class AugmentModel(Model):
-    """Random changes of the training volumes."""
+    """Random changes of the training volumes; every number is drawn from seed, epoch and place in the epoch."""
+
+    preset: Literal["flips", "nnunet"] = Field(
+        "flips", description="flips: mirroring alone; nnunet: the chances and ranges of nnU-Net; the keys below change or add single ones"
+    )
 
     flip: tuple[Literal["left-right", "posterior-anterior", "inferior-superior"], ...] = Field(
         ("left-right",), description="axes to mirror along, each with probability 1/2; anatomy is nearly symmetric along the first alone"
     )
+    rotate: ChanceModel | None = Field(None, description="degrees about each axis")
+    scale: ChanceModel | None = Field(None, description="size of what a sample shows, relative to its own")
+    elastic: ChanceModel | None = Field(None, description="smooth displacement, standard deviation in voxels")
+    noise: ChanceModel | None = Field(None, description="Gaussian noise, standard deviation")
+    blur: ChanceModel | None = Field(None, description="Gaussian smoothing, standard deviation in voxels")
+    brightness: ChanceModel | None = Field(None, description="factor")
+    contrast: ChanceModel | None = Field(None, description="factor of the distances from the mean")
+    low_resolution: ChanceModel | None = Field(None, description="sampling down and up again, factor")
+    gamma: ChanceModel | None = Field(None, description="power, mean and standard deviation stay")
+    gamma_inverted: ChanceModel | None = Field(None, description="power of the negative")
+
+    @model_validator(mode="after")
+    def _within_limits(self) -> AugmentModel:
+        for name, (least, most) in LIMITS.items():
+            chance = getattr(self, name)
+            if chance is not None and chance.range is not None and not least <= chance.range[0] <= chance.range[1] <= most:
+                raise ValueError(f"the range of {name} goes from low to high, within {least} and {most}")
+        return self
 
 
 class TrainingModel(Model):
@@ -317,6 +352,9 @@ class Recipe(Model):
     cache: Path | Literal[False] | None = Field(
         None,
         description="folder of prepared subjects, which recipes may share; left out: prepared, in the output folder; false: none is stored",
+    )
+    workers: PositiveInt | None = Field(
+        None, description="threads that make training batches; left out: 1 on the CPU, up to 8 beside a GPU; they change no result"
     )
     data: dict[Name, Path] = Field({}, description="folders of data sets by name")
     architecture: str | ArchitectureModel | None = Field(None, description="network; left out: what the checkpoints say")

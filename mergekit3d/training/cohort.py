@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +10,6 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.architectures import architecture
 from mergekit3d.checkpoints import CHECKPOINT, Metadata, open_checkpoint, save_tensors
 from mergekit3d.checkpoints.metadata import tool
-from mergekit3d.datasets.augmentation import Transform, flips
-from mergekit3d.datasets.cache import SubjectStore
-from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
-from mergekit3d.datasets.share import WHOLE, Share
 from mergekit3d.datasets.split import write_split
 from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.options import Options
@@ -22,24 +17,20 @@ from mergekit3d.plan.constraints import FREE, Constraints
 from mergekit3d.plan.network import Start
 from mergekit3d.plan.target import Cohort
 from mergekit3d.plots.logs import read_log
-from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import TrainingModel
 from mergekit3d.storage.seal import json_digest
+from mergekit3d.training.batches import open_store, training_data, workers_of
 from mergekit3d.training.objective import SUPERVISED, Objective
 from mergekit3d.training.processes import ALONE, ProcessGroup
-from mergekit3d.volumes.orientation import Shape
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergekit3d.datasets import Dataset
-    from mergekit3d.training.loop import FitResult, Trainable, TrainingData
+    from mergekit3d.training.loop import FitResult, Trainable
     from mergekit3d.training.settings import TrainingSettings
-
-
-AXES = ("left-right", "posterior-anterior", "inferior-superior")
-"""Of volumes in RAS+ order."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +111,7 @@ class Stage:
 
     def identity(self) -> str:
         """Digest of what decides the result, beside the data: recipe and start."""
-        recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "study"})
+        recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "workers", "study"})
         split = vars(self.cohort.split)
         return json_digest(
             [recipe, split, self.settings.model_dump(mode="json"), dict(self.start.origin), self.seed, *self.constraints.digests]
@@ -217,16 +208,23 @@ def fit_stage(
     # Labels of the training subjects are not looked at where only their entropy counts; they may not be there.
     parts = ("train", "validation") if stage.objective.supervised else ("validation",)
     store = open_store(stage.cohort, parts, reporter, folder=stage.loaded.prepared)
-    settings = _settings(stage)
+    settings, runtime = _settings(stage), resolve_runtime(options.device, options.precision)
     samples = settings.batch_size * settings.accumulate
     if samples < group.size:
         idle = f"{group.size - samples} of {group.size} processes have nothing to do"
         reporter.warn(f"{idle}: a step has batch_size x accumulate = {samples} samples, for all of them together")
     return fit(
         trainable,
-        training_data(stage, store, group, reporter=reporter),
+        training_data(
+            stage,
+            store,
+            group,
+            workers=workers_of(stage.loaded.recipe.workers, runtime, group),
+            pin=runtime.device.type == "cuda",
+            reporter=reporter,
+        ),
         settings,
-        runtime=resolve_runtime(options.device, options.precision),
+        runtime=runtime,
         folder=stage.out,
         exclusive=stage.cohort.task.exclusive,
         seed=stage.seed,
@@ -270,99 +268,6 @@ def settings_of(model: TrainingModel) -> TrainingSettings:
     from mergekit3d.training.settings import TrainingSettings
 
     return TrainingSettings(**{item.name: getattr(model, item.name) for item in fields(TrainingSettings) if hasattr(model, item.name)})
-
-
-def open_store(cohort: Cohort, parts: Iterable[str], reporter: Reporter, *, folder: Path | None = None) -> SubjectStore:
-    """The subjects of some parts of the split, prepared when asked for; numbered by their place in the data set."""
-    wanted = {subject.name for part in parts for subject in cohort.subjects(part)}
-    numbered = {number: subject for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in wanted}
-    return SubjectStore(numbered, cohort.task, vocabulary=cohort.dataset.vocabulary, folder=folder, reporter=reporter)
-
-
-def numbers_of(cohort: Cohort, part: str) -> list[int]:
-    """Numbers of the subjects of a part of the split."""
-    names = {subject.name for subject in cohort.subjects(part)}
-    return [number for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in names]
-
-
-def training_data(stage: Stage, store: SubjectStore, group: ProcessGroup = ALONE, *, reporter: Reporter = SILENT) -> TrainingData:
-    """Batches of a stage: training patches or volumes by epoch, validation subjects whole; of several processes, this one's share.
-
-    Where the objective has an entropy of scans of its own, batches with and without targets take turns; where it has nothing else,
-    none has targets.
-    """
-    from mergekit3d.training.loop import TrainingData
-
-    multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
-    train, validation, settings = numbers_of(stage.cohort, "train"), numbers_of(stage.cohort, "validation"), stage.settings
-    augment: list[Transform] = [flips([AXES.index(axis) for axis in settings.augment.flip])] if settings.augment.flip else []
-
-    def share_of(store: SubjectStore, numbers: Sequence[int], rank: int) -> Share:
-        several_whole = group.size > 1 and settings.patch_size is None and settings.batch_size > 1
-        return Share(rank, group.size, settings.accumulate, _shapes(store, numbers, group) if several_whole else {})
-
-    def batches_of(store: SubjectStore, numbers: Sequence[int], share: Share, epoch: int) -> Iterator[Batch]:
-        return epoch_batches(
-            store,
-            numbers,
-            batch_size=settings.batch_size,
-            patch_size=settings.patch_size,
-            multiple_of=multiple_of,
-            seed=stage.seed,
-            epoch=epoch,
-            steps=settings.steps_per_epoch,
-            augment=augment,
-            share=share,
-        )
-
-    unlabelled = _unlabelled_store(stage, reporter)
-    share = share_of(store, train, group.rank) if stage.objective.supervised else WHOLE
-    # From the last process on: where both are one sample, they are in two processes.
-    other = WHOLE if unlabelled is None else share_of(unlabelled, unlabelled.numbers, group.size - 1 - group.rank)
-
-    def batches(epoch: int) -> Iterable[Batch]:
-        if unlabelled is None:
-            return batches_of(store, train, share, epoch)
-        if not stage.objective.in_pairs:
-            return batches_of(unlabelled, unlabelled.numbers, other, epoch)
-        labelled = batches_of(store, train, share, epoch)
-        return _in_turns(labelled, lambda: batches_of(unlabelled, unlabelled.numbers, other, epoch))
-
-    return TrainingData(
-        train=batches,
-        validation=lambda: whole_volume_batches(store, validation[group.rank :: group.size], multiple_of=multiple_of),
-        region_names=tuple(stage.cohort.task.outputs),
-    )
-
-
-def _shapes(store: SubjectStore, numbers: Sequence[int], group: ProcessGroup) -> dict[int, Shape]:
-    """Voxels of every subject once it is prepared, which nothing but preparing it tells; each process prepares some."""
-
-    def prepared() -> dict[int, Shape]:
-        return {number: (x, y, z) for number in numbers[group.rank :: group.size] for _, x, y, z in (store.get(number).image.shape,)}
-
-    own = group.agree(prepared)
-    return {number: shape for part in group.gather(own) for number, shape in part.items()}
-
-
-def _unlabelled_store(stage: Stage, reporter: Reporter) -> SubjectStore | None:
-    """Subjects whose label maps are not read; None where every batch has targets. A subject of the cohort keeps its number."""
-    if stage.objective.supervised and not stage.objective.in_pairs:
-        return None
-    dataset = stage.unlabelled if stage.unlabelled is not None else stage.cohort.dataset
-    numbered = dict(enumerate(dataset.subjects, 1))
-    if stage.unlabelled is None:
-        numbered = {number: numbered[number] for number in numbers_of(stage.cohort, "train")}
-    folder = stage.loaded.prepared
-    return SubjectStore(numbered, stage.cohort.task, vocabulary=dataset.vocabulary, with_target=False, folder=folder, reporter=reporter)
-
-
-def _in_turns(labelled: Iterator[Batch], unlabelled: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
-    """One of the first, one of the second, and so on until the first end; the second begin anew when they end."""
-    others = itertools.chain.from_iterable(unlabelled() for _ in itertools.count())
-    for batch in labelled:
-        yield batch
-        yield next(others)
 
 
 def cpu_state(network: nn.Module) -> dict[str, Tensor]:

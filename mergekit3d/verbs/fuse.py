@@ -205,7 +205,7 @@ def _provenance(loaded: LoadedRecipe, plan: FusionPlan, digest_of: DigestOf) -> 
         ],
         "ratios": json_digest(plan.ratios.as_json()) if path is None else file_digest(path),
         "adapted": None if plan.adapted is None else digest_of(plan.adapted),
-        "recipe": json_digest(loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache"})),
+        "recipe": json_digest(loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "workers"})),
         "seed": plan.seed,
     }
     return provenance if plan.base is None else {**provenance, "base": digest_of(plan.base.checkpoint)}

@@ -1,9 +1,10 @@
 import threading
 import time
+from functools import partial
 
 import pytest
 
-from mergekit3d.datasets.prefetch import prefetch
+from mergekit3d.datasets.prefetch import made_in_order, prefetch
 
 
 def workers():
@@ -67,3 +68,46 @@ def test_early_end_stops_the_thread():
     while workers() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [] == workers()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_jobs_are_done_in_order_by_several_threads(workers):
+    """Whichever ends first; all of the results, and no thread stays."""
+    threads = set()
+
+    def job(number):
+        time.sleep(0.01 * (number % 3))
+        threads.add(threading.current_thread().name)
+        return number
+
+    assert list(range(20)) == list(made_in_order([partial(job, number) for number in range(20)], workers))
+    assert workers == len(threads)
+    assert [] == pool_threads()
+
+
+def test_no_more_jobs_are_begun_than_there_are_threads():
+    """Beyond the one that is asked for, so that memory is bounded; early ends leave the rest undone."""
+    begun = []
+    items = made_in_order([partial(begun.append, number) for number in range(50)], 4)
+    next(items)
+    time.sleep(0.1)
+    items.close()
+    assert 5 >= len(begun)
+    assert [] == pool_threads()
+
+
+def test_the_error_of_a_job_is_raised_in_its_place():
+    """After the results before it."""
+
+    def fail():
+        raise KeyError("two")
+
+    items = made_in_order([lambda: 1, fail, lambda: 3], 2)
+    assert 1 == next(items)
+    with pytest.raises(KeyError, match="two"):
+        next(items)
+    assert [] == pool_threads()
+
+
+def pool_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mergekit3d-worker")]
