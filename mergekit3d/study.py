@@ -114,12 +114,19 @@ class Study:
         return seed if self.options.seed is None else self.options.seed
 
     def check(self) -> None:
-        """Refuse initialisations that the recipe does not know, or cannot make.
+        """Refuse initialisations that the recipe does not know or cannot make, and precisions that the device lacks.
 
         Raises:
             RecipeError: an unknown name; a recipe without a target that asks for more than merges.
+            UsageError: a device or precision that is not there.
         """
+        from mergekit3d.training.devices import training_runtime
+
         recipe, study = self.loaded.recipe, self.loaded.recipe.study
+        sources = [source.train for source in _all_sources(self.loaded)]
+        for model in (recipe.train, recipe.adapt, recipe.finetune, *sources):
+            if model is not None:
+                training_runtime(self.options.device, self.options.precision, model.precision)
         if study is None:
             return
         known = [NONE, *MERGES, *(source.name for source in _all_sources(self.loaded))]

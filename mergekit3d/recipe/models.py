@@ -138,6 +138,13 @@ class TrainingModel(Model):
     accumulate: PositiveInt = Field(1, description="batches whose gradients make one step")
     gradient_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="largest norm of the gradient")
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the validation loss that stopping looks at (0: none)")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 where it is fast; fp16, with scaling of the loss, on GPUs alone; the flag --precision beats it"
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of a moving average of the weights over the steps (0.999), which is validated and kept; left out: none"
+    )
+    checkpoint_activations: bool = Field(False, description="compute activations twice, to train in less memory; the result is the same")
     snapshot_minutes: Annotated[float, Field(ge=0)] = Field(10.0, description="time between snapshots for --resume")
     augment: AugmentModel = Field(AugmentModel(), description="random changes of the training volumes")
 

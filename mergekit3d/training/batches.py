@@ -27,7 +27,7 @@ from mergekit3d.volumes.orientation import Shape
 if TYPE_CHECKING:
     from mergekit3d.training.cohort import Stage
     from mergekit3d.training.devices import Runtime
-    from mergekit3d.training.loop import TrainingData
+    from mergekit3d.training.trainable import TrainingData
 
 AXES = ("left-right", "posterior-anterior", "inferior-superior")
 """Of volumes in RAS+ order."""
@@ -97,7 +97,7 @@ def training_data(
         pin: whether batches go into memory that a GPU copies from in the background.
         reporter: is told of resampling.
     """
-    from mergekit3d.training.loop import TrainingData
+    from mergekit3d.training.trainable import TrainingData
 
     multiple_of = architecture(stage.start.network.name).multiple_of(stage.start.network)
     train, validation, settings = numbers_of(stage.cohort, "train"), numbers_of(stage.cohort, "validation"), stage.settings

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mergekit3d.datasets import Dataset
-    from mergekit3d.training.loop import FitResult, Trainable
+    from mergekit3d.training.devices import Runtime
     from mergekit3d.training.settings import TrainingSettings
+    from mergekit3d.training.trainable import FitResult, Trainable
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,8 @@ def finished(stage: Stage, checkpoint: Path, options: Options) -> FitResult | No
         UsageError: the checkpoint comes from another recipe or start.
     """
     from mergekit3d.training.keeping import LOG_NAME
-    from mergekit3d.training.loop import FitResult
     from mergekit3d.training.snapshot import SNAPSHOT_NAME
+    from mergekit3d.training.trainable import FitResult
 
     if not options.resume or (stage.out / SNAPSHOT_NAME).exists() or not checkpoint.exists():
         return None
@@ -172,12 +173,11 @@ def run_stage(stage: Stage, *, group: ProcessGroup = ALONE, options: Options, re
         Where the checkpoints and the log are, and how training ended.
     """
     from mergekit3d.training.constrained import constrained
-    from mergekit3d.training.devices import resolve_runtime
 
+    runtime = runtime_of(stage, group, options)
     done = group.share(lambda: finished(stage, stage.out / "best.safetensors", options))
     if done is not None:
         return train_result(stage.out, done, best="best.safetensors")
-    runtime = resolve_runtime(options.device, options.precision)
     network = group.agree(lambda: stage.start.build().to(runtime.device))
     remark = stage.constraints.remark()
     reporter.info(f"{stage.method}: {describe(stage)}{f'; {remark}' if remark else ''}")
@@ -200,7 +200,6 @@ def fit_stage(
     reporter: Reporter,
 ) -> FitResult:
     """Run the loop on a stage's cohort, with its log, split and picture in the stage's folder."""
-    from mergekit3d.training.devices import resolve_runtime
     from mergekit3d.training.loop import fit
 
     group.agree(lambda: check_stage(stage))
@@ -208,7 +207,7 @@ def fit_stage(
     # Labels of the training subjects are not looked at where only their entropy counts; they may not be there.
     parts = ("train", "validation") if stage.objective.supervised else ("validation",)
     store = open_store(stage.cohort, parts, reporter, folder=stage.loaded.prepared)
-    settings, runtime = _settings(stage), resolve_runtime(options.device, options.precision)
+    settings, runtime = _settings(stage), runtime_of(stage, group, options)
     samples = settings.batch_size * settings.accumulate
     if samples < group.size:
         idle = f"{group.size - samples} of {group.size} processes have nothing to do"
@@ -236,6 +235,18 @@ def fit_stage(
         processes=group,
         objective=stage.objective,
     )
+
+
+def runtime_of(stage: Stage, group: ProcessGroup, options: Options) -> Runtime:
+    """The device of this process, and one precision for all.
+
+    Raises:
+        UsageError: there is no such device, or it cannot compute like that.
+    """
+    from mergekit3d.training.devices import training_runtime
+
+    own = group.agree(lambda: training_runtime(options.device, options.precision, stage.settings.precision))
+    return replace(own, precision=group.share(lambda: own.precision))
 
 
 def _settings(stage: Stage) -> TrainingSettings:

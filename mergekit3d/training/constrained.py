@@ -12,8 +12,8 @@ from mergekit3d.errors import RecipeError
 from mergekit3d.merging.partitions import BUFFERS
 from mergekit3d.plan.constraints import Constraints
 from mergekit3d.training.drop_transfer import DropTransfer, channel_axes
-from mergekit3d.training.loop import Trainable
 from mergekit3d.training.penalty import Penalty
+from mergekit3d.training.trainable import Trainable
 
 PENALTY = "penalty"
 """Column of log.csv: the penalty at the end of the epoch, which the losses leave out."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "fp32", "bf16")
+TRAINING_PRECISIONS = (*PRECISIONS, "fp16")
+"""Training alone can scale its loss so that gradients do not vanish in fp16."""
 
 FAST_BF16_CAPABILITY = (8, 0)
 """CUDA compute capability from which tensor cores take bf16 (Ampere)."""
@@ -26,7 +28,7 @@ class Runtime:
 
     Args:
         device: where networks and batches go.
-        precision: fp32, or bf16 by autocast (weights, optimizer and loss stay in float32).
+        precision: fp32, or bf16 or fp16 by autocast (weights, optimizer and loss stay in float32).
     """
 
     device: torch.device
@@ -36,28 +38,46 @@ class Runtime:
         """The context of a forward pass in this precision."""
         import torch
 
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.precision != "fp32")
 
 
-def resolve_runtime(device: str = "auto", precision: str = "auto") -> Runtime:
+def resolve_runtime(device: str = "auto", precision: str = "auto", *, known: Sequence[str] = PRECISIONS) -> Runtime:
     """The device and precision that the flags ask for.
 
     Args:
         device: auto (the first CUDA device, else the CPU), cpu, cuda, cuda:N or mps.
-        precision: auto (bf16 where the device computes it fast, else fp32), fp32 or bf16.
+        precision: auto (bf16 where the device computes it fast, else fp32), fp32, bf16, or where it is known, fp16.
+        known: the precisions that this work can do.
 
     Returns:
         What to compute with.
 
     Raises:
-        UsageError: a name that is unknown, or a device that is not there.
+        UsageError: a name that is unknown, a device that is not there, or fp16 where there is no GPU.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"unknown precision {precision!r}", todo=did_you_mean(precision, PRECISIONS))
+    if precision not in known:
+        raise UsageError(f"unknown precision {precision!r}", todo=did_you_mean(precision, known))
     found = _device(device)
+    if precision == "fp16" and found.type != "cuda":
+        raise UsageError("fp16 is for GPUs", where=f"device {found}", todo="set precision to auto, bf16 or fp32, or pass --device cuda")
     if precision == "auto":
         precision = "bf16" if _has_fast_bf16(found) else "fp32"
     return Runtime(found, precision)
+
+
+def training_runtime(device: str, flag: str, recipe: str) -> Runtime:
+    """The device and precision of a training.
+
+    Args:
+        device: see `resolve_runtime`.
+        flag: the precision that the flag asks for; auto: the recipe decides.
+        recipe: the precision of the recipe's training, which may be fp16.
+
+    Raises:
+        UsageError: see `resolve_runtime`.
+    """
+    return resolve_runtime(device, recipe if flag == "auto" else flag, known=TRAINING_PRECISIONS)
 
 
 def _device(name: str) -> torch.device:
@@ -91,13 +111,16 @@ def _has_fast_bf16(device: torch.device) -> bool:
 
 
 @contextmanager
-def memory_advice(runtime: Runtime, *, patch_size: tuple[int, int, int] | None, batch_size: int) -> Iterator[None]:
+def memory_advice(
+    runtime: Runtime, *, patch_size: tuple[int, int, int] | None, batch_size: int, further: Sequence[str] = ()
+) -> Iterator[None]:
     """Tell an exhausted memory as one line with what to change.
 
     Args:
         runtime: where the work runs.
         patch_size: as it stands; None: whole volumes.
         batch_size: as it stands.
+        further: what else would help.
 
     Raises:
         MergeKit3DError: the memory ran out inside the block.
@@ -112,6 +135,7 @@ def memory_advice(runtime: Runtime, *, patch_size: tuple[int, int, int] | None, 
             advice.append(f"make batch_size {batch_size} smaller")
         if runtime.precision == "fp32" and runtime.device.type != "cpu":
             advice.append("pass --precision bf16")
+        advice += further
         raise MergeKit3DError("out of memory", where=runtime.device, todo=", or ".join(advice)) from error
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergekit3d.architectures.slabs import fast_cpu_convolutions
 from mergekit3d.datasets.prefetch import prefetch
@@ -32,74 +32,17 @@ from mergekit3d.training.loss import LOSSES
 from mergekit3d.training.objective import SUPERVISED, Objective
 from mergekit3d.training.optimizers import make_optimizer, set_rate
 from mergekit3d.training.processes import ALONE, ProcessGroup
+from mergekit3d.training.recompute import recomputed
 from mergekit3d.training.schedule import SCHEDULES
 from mergekit3d.training.settings import TrainingSettings
-from mergekit3d.training.sharing import Sharing, step_seed
+from mergekit3d.training.sharing import Sharing
 from mergekit3d.training.state import Progress, Trained
+from mergekit3d.training.stepping import Stepper, Taken
+from mergekit3d.training.trainable import FitResult, Trainable, TrainingData
 from mergekit3d.training.validation import Scores, validate
 
 BEST, LAST, RESCUED = "best", "last", "rescued"
 PREFETCH_STEPS = 2
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Where batches come from.
-
-    Args:
-        train: the batches of an epoch (from 0), a pure function of it.
-        validation: one whole subject a batch; none at all: no validation, and training runs its full length.
-        region_names: names of the regions or classes, without the background.
-    """
-
-    train: Callable[[int], Iterable[Batch]]
-    validation: Callable[[], Iterable[Batch]]
-    region_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Trainable:
-    """What is trained, and how it gets its gradient.
-
-    Args:
-        network: on the runtime's device.
-        parameter_groups: for the optimizer; a group may carry its own ``lr``. Gradients of these alone are cleared by the loop.
-        state: what best and last keep, as tensors on the CPU that nothing changes any more.
-        before_forward: called before the forward pass of every step.
-        after_backward: called once a step, when the gradients of all batches of this process are summed. Where several processes share
-            the step, theirs are added up after it: what it makes of them must be linear in them.
-        before_step: called once a step, when the gradients are those of the whole step: penalties belong here.
-        before_validation: called before validation; None: `before_forward` is.
-        columns: further columns of log.csv.
-    """
-
-    network: nn.Module
-    parameter_groups: Sequence[dict[str, Any]]
-    state: Callable[[], dict[str, Tensor]]
-    before_forward: Callable[[], None] = lambda: None
-    after_backward: Callable[[], None] = lambda: None
-    before_step: Callable[[], None] = lambda: None
-    before_validation: Callable[[], None] | None = None
-    columns: Callable[[], Mapping[str, float]] = dict
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """How a training ended.
-
-    Args:
-        epochs: trained.
-        best_epoch: the one whose weights are kept as best, from 1.
-        best_validation_loss: at that epoch; None without validation.
-        best_validation_dice: mean over regions, at that epoch; None without validation.
-        stopped: why, for people.
-    """
-
-    epochs: int
-    best_epoch: int
-    best_validation_loss: float | None
-    best_validation_dice: float | None
-    stopped: str
 
 
 def fit(
@@ -150,8 +93,10 @@ def fit(
         MergeKit3DError: out of memory, with what to change; or another process ended.
     """
     devices = [runtime.device] if runtime.device.type == "cuda" else []
-    memory = memory_advice(runtime, patch_size=settings.patch_size, batch_size=settings.batch_size)
-    with catch_signals() as signals, fast_cpu_convolutions(trainable.network), torch.random.fork_rng(devices), memory:
+    further = [] if settings.checkpoint_activations else ["set checkpoint_activations: true"]
+    memory = memory_advice(runtime, patch_size=settings.patch_size, batch_size=settings.batch_size, further=further)
+    network, recomputing = trainable.network, recomputed(trainable.network, enabled=settings.checkpoint_activations)
+    with catch_signals() as signals, fast_cpu_convolutions(network), recomputing, torch.random.fork_rng(devices), memory:
         loop = _Loop(
             trainable=trainable,
             data=data,
@@ -197,10 +142,23 @@ class _Loop:
         self.network = self.trainable.network
         self.optimizer = make_optimizer(self.trainable.parameter_groups, self.settings)
         self.parameters: list[Tensor] = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.trained = Trained(self.network, self.parameters, self.optimizer)
         self.loss, self.schedule = LOSSES.get(self.settings.loss), SCHEDULES.get(self.settings.schedule)
-        self.step_loss = self.objective.of(self.loss)
         self.sharing = Sharing(self.processes, self.signals, self.network, self.parameters)
+        self.stepper = Stepper(
+            self.network,
+            self.optimizer,
+            self.parameters,
+            self.settings,
+            runtime=self.runtime,
+            loss=self.objective.of(self.loss),
+            exclusive=self.exclusive,
+            seed=self.seed,
+            sharing=self.sharing,
+            before_forward=self.trainable.before_forward,
+            after_backward=self.trainable.after_backward,
+            before_step=self.trainable.before_step,
+        )
+        self.trained = Trained(self.network, self.parameters, self.optimizer, self.stepper.average, self.stepper.scaler)
         minutes = self.settings.snapshot_minutes
         self.keeper = Keeper(self.folder, self.trained, self.identity, minutes, self.draw, self.reporter, self.processes)
         self.progress = Progress()
@@ -223,7 +181,8 @@ class _Loop:
         self.live.start(progress.epoch)
         while progress.epoch < settings.epochs:
             self._train(task)
-            self._finish_epoch(self._validate())
+            with self.stepper.average.in_place():
+                self._finish_epoch(self._validate())
             task.advance(1, message=self.live.text(self.progress))
             if progress.convergence.converged(settings):
                 return f"no better validation loss for {settings.patience} epochs"
@@ -239,7 +198,8 @@ class _Loop:
         """Save best and last, draw, and forget the snapshot."""
         progress = self.progress
         self.sharing.meet()
-        last = self.trainable.state()
+        with self.stepper.average.in_place():
+            last = self.trainable.state()
         if progress.best is None:
             progress.best, progress.best_epoch = last, progress.epoch
         self.processes.share(lambda: self._save_all(last))
@@ -263,7 +223,10 @@ class _Loop:
         groups = cast("Generator[list[Batch], None, None]", prefetch(_groups(batches, settings.accumulate), PREFETCH_STEPS))
         with closing(groups):
             for group in self.sharing.each(groups):
-                progress.losses.append(self._step(group))
+                taken = self.stepper.step(group, progress.epoch, progress.step)
+                if not taken.good:
+                    self._give_up(taken, group)
+                progress.losses.append(taken.loss)
                 progress.step += 1
                 task.advance(0, message=self.live.text(self.progress))
                 self._stop_if_asked()
@@ -273,56 +236,21 @@ class _Loop:
             error = InputError("nothing to train on", where=f"epoch {progress.epoch + 1}", wanted="at least one batch", found="none")
             self.processes.raise_together(error)
 
-    def _step(self, group: Sequence[Batch]) -> float:
-        """One optimizer step; returns the mean loss of its batches before it."""
-        with self.sharing.own_work():
-            own = self._backward(group)
-        value = self.sharing.add_up(own, sum(batch.part for batch in group) / len(group))
-        self.trainable.before_step()
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
-        if not (math.isfinite(value) and torch.isfinite(norm)):
-            self._give_up(value, own, group)
-        if self.settings.gradient_clip is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip, norm)
-        self.optimizer.step()
-        return value
-
-    def _backward(self, group: Sequence[Batch]) -> float:
-        """Gradients of the mean loss of a step, as far as it is of this process's samples; returns that part of the mean loss."""
-        position = self.seed, self.progress.epoch, self.progress.step
-        torch.manual_seed(step_seed(*position))
-        self.trainable.before_forward()
-        if not self.processes.is_first:
-            torch.manual_seed(step_seed(*position, self.processes.rank))
-        self.optimizer.zero_grad(set_to_none=True)
-        losses = []
-        for batch in group:
-            if not batch.numbers:
-                continue
-            images = batch.images.to(self.runtime.device, non_blocking=True)
-            targets = None if batch.targets is None else batch.targets.to(self.runtime.device, non_blocking=True)
-            with self.runtime.autocast():
-                logits = self.network(images)
-            loss = self.step_loss(logits, targets, self.exclusive)
-            torch.autograd.backward(loss / (len(group) / batch.part))
-            losses.append(loss.detach() * batch.part)
-        self.trainable.after_backward()
-        return float(torch.stack(losses).mean()) * len(losses) / len(group) if losses else 0.0
-
-    def _give_up(self, value: float, own: float, group: Sequence[Batch]) -> None:
+    def _give_up(self, taken: Taken, group: Sequence[Batch]) -> None:
         """The step was not taken: the weights are still good."""
         self.processes.share(self._rescue)
-        shares = self.processes.gather((math.isfinite(own), [number for batch in group for number in batch.numbers]))
+        shares = self.processes.gather((math.isfinite(taken.own), [number for batch in group for number in batch.numbers]))
         suspects = [numbers for is_finite, numbers in shares if not is_finite] or [numbers for _, numbers in shares]
         numbers = ", ".join(str(number) for share in suspects for number in share)
         where = f"epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, subjects {numbers}"
-        what = "gradient" if math.isfinite(value) else "loss"
+        what = "gradient" if math.isfinite(taken.loss) else "loss"
         todo = "look at the images of these subjects, or lower learning_rate; the last good state is kept"
         self.processes.raise_together(InputError(f"the {what} is not finite", where=where, todo=todo))
 
     def _rescue(self) -> None:
         self.keeper.save(self.progress)
-        self.save(RESCUED, self.trainable.state() if self.progress.best is None else self.progress.best)
+        with self.stepper.average.in_place():
+            self.save(RESCUED, self.trainable.state() if self.progress.best is None else self.progress.best)
 
     def _validate(self) -> Scores | None:
         (self.trainable.before_validation or self.trainable.before_forward)()
@@ -370,6 +298,7 @@ class _Loop:
         number = self.sharing.signal_number
         if number is None:
             return
+        self.stepper.average.put_back()
         self.processes.share(lambda: self.keeper.save(self.progress))
         failed = f"interrupted in epoch {self.progress.epoch + 1} after step {self.progress.step}; the state is saved"
         self.processes.raise_together(Interrupted(failed, signal_number=number, todo="go on with --resume"))

@@ -233,12 +233,13 @@ ALONE = ProcessGroup()
 
 
 @contextmanager
-def shared_work(options: Options, reporter: Reporter) -> Iterator[tuple[ProcessGroup, Options, Reporter]]:
+def shared_work(options: Options, reporter: Reporter, *, training: bool = False) -> Iterator[tuple[ProcessGroup, Options, Reporter]]:
     """The processes that torchrun started, with the options and the reporter of this one: a device of its own, one precision for all.
 
     Args:
         options: as all processes were given them.
         reporter: what the first process tells; the others are silent.
+        training: a recipe is still to say in which precision.
 
     Raises:
         MergeKit3DError: the others cannot be reached, or there is no such device.
@@ -252,7 +253,9 @@ def shared_work(options: Options, reporter: Reporter) -> Iterator[tuple[ProcessG
         options = replace(options, device=group.device(options.device))
         runtime = group.agree(lambda: resolve_runtime(options.device, options.precision))
         group.use(runtime.device)
-        yield group, replace(options, precision=group.share(lambda: runtime.precision)), reporter if group.is_first else SILENT
+        if not training:
+            options = replace(options, precision=group.share(lambda: runtime.precision))
+        yield group, options, reporter if group.is_first else SILENT
 
 
 def is_first_process() -> bool:

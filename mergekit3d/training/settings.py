@@ -24,6 +24,8 @@ class TrainingSettings:
         gradient_clip: largest norm of the gradient; None: any.
         accumulate: batches whose gradients make one step.
         smoothing: weight of the past in the exponential average of the validation loss that stop, plateau and best look at; 0: raw.
+        ema: decay of the average of the weights over the steps, which is validated and kept; None: the weights themselves are.
+        checkpoint_activations: compute activations twice, to keep fewer of them.
         snapshot_minutes: time between snapshots.
 
     Source: Geyer, Corinzia, Wegmayr, MIDL 2019, experiments; Isensee et al. 2017.
@@ -43,4 +45,6 @@ class TrainingSettings:
     gradient_clip: float | None = None
     accumulate: int = 1
     smoothing: float = 0.0
+    ema: float | None = None
+    checkpoint_activations: bool = False
     snapshot_minutes: float = 10.0

@@ -11,7 +11,7 @@ from mergekit3d.errors import InputError, UsageError
 from mergekit3d.storage.atomic import atomic_open
 
 SNAPSHOT_NAME = "snapshot.pt"
-FORMAT = 1
+FORMAT = 2
 
 ANEW = "pass --force to train anew"
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from mergekit3d.errors import InputError
+from mergekit3d.training.average import Average
 from mergekit3d.training.log import Row
 from mergekit3d.training.processes import ALONE, ProcessGroup
 from mergekit3d.training.schedule import Convergence
@@ -52,11 +54,15 @@ class Trained:
         network: parameters and buffers.
         parameters: what the optimizer changes, some of which may be none of the network's.
         optimizer: its moments and rates.
+        average: of the parameters over the steps.
+        scaler: of the loss, in fp16.
     """
 
     network: nn.Module
     parameters: Sequence[Tensor]
     optimizer: Optimizer
+    average: Average
+    scaler: GradScaler
 
 
 def save_progress(path: Path, trained: Trained, progress: Progress, *, identity: str) -> None:
@@ -69,6 +75,8 @@ def save_progress(path: Path, trained: Trained, progress: Progress, *, identity:
         "network": dict(trained.network.state_dict()),
         "parameters": [parameter.detach() for parameter in trained.parameters],
         "optimizer": trained.optimizer.state_dict(),
+        "average": trained.average.state(),
+        "scaler": trained.scaler.state_dict(),
         "progress": {**vars(progress), "convergence": asdict(progress.convergence), "rows": [dict(row) for row in progress.rows]},
     }
     write_snapshot(path, content, identity=identity)
@@ -103,6 +111,9 @@ def _put_back(content: dict[str, Any], trained: Trained, path: Path) -> Progress
             for parameter, saved in zip(trained.parameters, content["parameters"], strict=True):
                 parameter.copy_(saved)
         trained.optimizer.load_state_dict(content["optimizer"])
+        trained.average.load(content["average"])
+        if content["scaler"]:
+            trained.scaler.load_state_dict(content["scaler"])
         return _progress_of(content["progress"])
     except (RuntimeError, ValueError, LookupError, TypeError) as error:
         raise InputError("cannot go on from the snapshot", where=path, found="tensors of another network", todo=ANEW) from error

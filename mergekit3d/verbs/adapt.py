@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from mergekit3d.adaptation import FusedWeights
     from mergekit3d.datasets import Dataset
     from mergekit3d.training.cohort import Stage
-    from mergekit3d.training.loop import FitResult, Trainable
     from mergekit3d.training.objective import Objective
+    from mergekit3d.training.trainable import FitResult, Trainable
 
 RATIOS_NAME, CHECKPOINT_NAME = "ratios.json", "checkpoint.safetensors"
 PICTURE_NAME, PATH_NAME = "ratios.png", "path.png"
@@ -107,7 +107,7 @@ def adapt(
 
     Source: MIDL 2019, adaptation stage: the target's loss is minimised over delta (eq. 3) and S together.
     """
-    with shared_work(options, reporter) as (group, own_options, own_reporter):
+    with shared_work(options, reporter, training=True) as (group, own_options, own_reporter):
         loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
         return adapt_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
@@ -227,7 +227,7 @@ def _trainable(stage: Stage, plan: FusionPlan, settings: AdaptModel, initial: Ra
     from mergekit3d.adaptation.from_plan import fused_weights, log_columns, shared_names
     from mergekit3d.training.cohort import cpu_state
     from mergekit3d.training.devices import resolve_runtime
-    from mergekit3d.training.loop import Trainable
+    from mergekit3d.training.trainable import Trainable
 
     network = stage.start.build().to(resolve_runtime(options.device, options.precision).device)
     fused = fused_weights(network, plan, settings, initial)

@@ -51,7 +51,7 @@ def finetune(
     Raises:
         MergeKit3DError: problems of the recipe, its data or its checkpoints, before any work.
     """
-    with shared_work(options, reporter) as (group, own_options, own_reporter):
+    with shared_work(options, reporter, training=True) as (group, own_options, own_reporter):
         loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
         return finetune_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 

@@ -55,7 +55,7 @@ def train(
             raise RecipeError("the recipe trains nothing", where=loaded.path, wanted="train", todo="for example train: {init: none}")
         return loaded, loaded.recipe.train
 
-    with shared_work(options, reporter) as (group, own_options, own_reporter):
+    with shared_work(options, reporter, training=True) as (group, own_options, own_reporter):
         loaded, model = group.agree(load)
         out = loaded.out / "train"
         return train_model(loaded, loaded.recipe.target, model, out=out, group=group, options=own_options, reporter=own_reporter)

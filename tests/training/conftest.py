@@ -11,8 +11,9 @@ from torch import nn
 
 from mergekit3d.datasets.sampling import Batch
 from mergekit3d.training.devices import Runtime
-from mergekit3d.training.loop import Trainable, TrainingData, fit
+from mergekit3d.training.loop import fit
 from mergekit3d.training.settings import TrainingSettings
+from mergekit3d.training.trainable import Trainable, TrainingData
 
 SIZE = 8
 
@@ -59,6 +60,7 @@ class Run:
     validation: tuple[int, ...] = (11, 12)
     exclusive: bool = False
     seed: int = 5
+    precision: str = "fp32"
     options: dict[str, Any] = field(default_factory=dict)
     trainable: dict[str, Any] = field(default_factory=dict)
 
@@ -73,7 +75,7 @@ class Run:
             Trainable(**{**how, **self.trainable}),
             TrainingData(self.train, lambda: (subject(number, exclusive=self.exclusive) for number in self.validation), ("a", "b")),
             TrainingSettings(**{"epochs": 3, "learning_rate": 1e-2, **settings}),
-            runtime=Runtime(torch.device("cpu")),
+            runtime=Runtime(torch.device("cpu"), self.precision),
             folder=self.folder,
             exclusive=self.exclusive,
             seed=self.seed,

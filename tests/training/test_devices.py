@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergekit3d.errors import MergeKit3DError, UsageError
-from mergekit3d.training.devices import Runtime, memory_advice, resolve_runtime
+from mergekit3d.training.devices import Runtime, memory_advice, resolve_runtime, training_runtime
 
 CPU = torch.device("cpu")
 
@@ -50,6 +50,17 @@ def test_auto_takes_bf16_on_processors_that_compute_it(monkeypatch, slow_process
     assert resolve_runtime("cpu").precision == "fp32"
     monkeypatch.setattr(f"torch.cpu.{feature}", lambda: True)
     assert resolve_runtime("cpu").precision == "bf16"
+
+
+def test_fp16_is_for_trainings_on_gpus(cuda):
+    """Which scale the loss: on the CPU it is refused, and so it is elsewhere; the flag beats the recipe."""
+    cuda()
+    assert Runtime(torch.device("cuda:0"), "fp16") == training_runtime("auto", "auto", "fp16")
+    assert "bf16" == training_runtime("auto", "bf16", "fp16").precision
+    with pytest.raises(UsageError, match="fp16 is for GPUs: device cpu; set precision to auto, bf16 or fp32, or pass --device cuda"):
+        training_runtime("cpu", "auto", "fp16")
+    with pytest.raises(UsageError, match="unknown precision 'fp16'"):
+        resolve_runtime("auto", "fp16")
 
 
 def test_a_precision_that_is_asked_for_is_taken():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mergekit3d.datasets.sampling import Batch
 from mergekit3d.errors import InputError, Interrupted, UsageError
 from mergekit3d.training.sharing import step_seed
 
@@ -149,6 +150,85 @@ def test_the_gradient_is_clipped(run):
     assert 1.99 * 1e-4 == pytest.approx(moved, rel=0.1)
 
 
+def test_two_batches_of_one_are_a_batch_of_two(run):
+    """Up to rounding, where norms see one sample at a time and dropout is off."""
+
+    def pair(_epoch):
+        one, other = subject(1), subject(2)
+        numbers, shapes = one.numbers + other.numbers, one.shapes + other.shapes
+        yield Batch(torch.cat([one.images, other.images]), torch.cat([one.targets, other.targets]), numbers, shapes)
+
+    together, apart = run("together", train=pair), run("apart", train=epoch_of((1, 2)))
+    for training in (together, apart):
+        training.network[3].p = 0.0
+    together.fit(epochs=3, optimizer="sgd")
+    apart.fit(epochs=3, optimizer="sgd", accumulate=2)
+    for name, wanted in together.saved["last"].items():
+        assert wanted == pytest.approx(apart.saved["last"][name], abs=1e-5), name
+
+
+def test_the_average_is_validated_and_kept(run):
+    """Best and last hold it, and validation sees it; the weights themselves go their own way, as without it."""
+    plain, averaged = run("plain"), run("averaged")
+    plain.fit(epochs=4)
+    averaged.fit(epochs=4, ema=0.9)
+    assert same(plain.state(), averaged.state())
+    assert not same(averaged.state(), averaged.saved["last"])
+    again = run("again")
+    again.network.load_state_dict(averaged.saved["last"])
+    again.fit(epochs=1, learning_rate=1e-30)
+    assert float(averaged.log()[-1]["validation_loss"]) == pytest.approx(float(again.log()[0]["validation_loss"]), rel=1e-6)
+
+
+def test_computing_activations_twice_changes_no_bit(run):
+    """Nor the log."""
+    plain, twice = run("plain"), run("twice")
+    plain.fit()
+    twice.fit(checkpoint_activations=True)
+    assert same(plain.saved["last"], twice.saved["last"])
+    assert without_seconds(plain.log()) == without_seconds(twice.log())
+
+
+def test_fp16_scales_the_loss_and_takes_the_gradients_back(run):
+    """The same training as in fp32 but for the rounding of activations; an interrupted one goes on to the same bits, scale and all."""
+    plain, half, stopped = (
+        run("plain"),
+        run("half", precision="fp16"),
+        run("stopped", precision="fp16", train=interrupting(epoch_of(), 1, 1)),
+    )
+    plain.fit()
+    half.fit()
+    wanted, found = (float(training.log()[-1]["validation_loss"]) for training in (plain, half))
+    assert wanted == pytest.approx(found, rel=0.02)
+    assert not same(plain.saved["last"], half.saved["last"])
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    resumed = run("stopped", precision="fp16", options={"resume": True})
+    resumed.fit()
+    assert same(half.saved["last"], resumed.saved["last"])
+
+
+@pytest.mark.parametrize(("times", "skipped"), [(3, 3), (10**6, None)])
+def test_in_fp16_steps_whose_gradient_overflows_are_left_out(run, times, skipped):
+    """The scale is halved and training goes on; where it overflows without a scale, the gradient is not finite in truth."""
+    training, calls = run(precision="fp16", train=epoch_of((1,) * 5)), []
+
+    def overflow(gradient):
+        calls.append(1)
+        return gradient * math.inf if len(calls) <= times else gradient
+
+    training.network[0].weight.register_hook(overflow)
+    before = training.state()
+    if skipped is None:
+        with pytest.raises(InputError, match="the gradient is not finite: epoch 4, step 2, subjects 1;"):
+            training.fit(epochs=20)
+        assert same(before, training.state())
+        return
+    training.fit(epochs=1)
+    assert "5" == training.log()[0]["step"]
+    assert not same(before, training.state())
+
+
 def test_parameters_outside_of_the_network_are_trained(run):
     """As in an adaptation: a weight that is a function of delta, its gradient set after the backward pass, its rate its own."""
     training = run()
@@ -183,7 +263,14 @@ def test_parameters_outside_of_the_network_are_trained(run):
 
 
 @pytest.mark.parametrize(("epoch", "index"), [(0, 0), (1, 1), (1, 2), (2, 0)])
-@pytest.mark.parametrize("settings", [{}, {"optimizer": "sgd", "schedule": "cosine", "accumulate": 2, "gradient_clip": 0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"optimizer": "sgd", "schedule": "cosine", "accumulate": 2, "gradient_clip": 0.1},
+        {"ema": 0.9, "checkpoint_activations": True, "optimizer": "adamw", "schedule": "polynomial"},
+    ],
+)
 def test_an_interrupted_training_goes_on_to_the_same_bits(run, epoch, index, settings):
     """Wherever the signal comes, the resumed training ends with the weights and the log of one that ran through."""
     through, stopped = run("through"), run("stopped", train=interrupting(epoch_of(), epoch, index))
@@ -200,14 +287,16 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(run, epoch, index, set
     assert not (resumed.folder / "snapshot.pt").exists()
 
 
-def test_a_training_interrupted_in_validation_goes_on_to_the_same_bits(run):
-    """The steps of the epoch are not taken twice."""
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.5}])
+def test_a_training_interrupted_in_validation_goes_on_to_the_same_bits(run, settings):
+    """The steps of the epoch are not taken twice, and the snapshot holds the weights, not their average, which is validated."""
     through, stopped = run("through"), run("stopped", validation=Signalling((11, 12)))
+    Signalling.sent = False
     with pytest.raises(Interrupted, match="interrupted in epoch 1 after step 3; the state is saved; go on with --resume"):
-        stopped.fit()
+        stopped.fit(**settings)
     resumed = run("stopped", options={"resume": True})
-    through.fit()
-    resumed.fit()
+    through.fit(**settings)
+    resumed.fit(**settings)
     assert same(through.saved["last"], resumed.saved["last"])
     assert without_seconds(through.log()) == without_seconds(resumed.log())
 

@@ -37,7 +37,7 @@ def test_a_snapshot_of_another_recipe_is_refused(path):
 
 def test_a_snapshot_of_another_format_is_refused(path, monkeypatch):
     """Written by another version."""
-    monkeypatch.setattr("mergekit3d.training.snapshot.FORMAT", 2)
+    monkeypatch.setattr("mergekit3d.training.snapshot.FORMAT", 99)
     with pytest.raises(UsageError, match="found one of another version of mergekit3d"):
         read_snapshot(path, identity="a")
 
