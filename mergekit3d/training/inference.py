@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mergekit3d.errors import UsageError
+from mergekit3d.training.deep_supervision import outputs_of
 from mergekit3d.training.devices import Runtime, memory_advice
 from mergekit3d.training.loss import probabilities_of
 
@@ -103,8 +104,7 @@ def volume_logits(
 
     def run(part: Tensor) -> Tensor:
         with runtime.autocast():
-            logits = network(part)
-        assert isinstance(logits, Tensor)
+            logits = outputs_of(network(part))[0]
         return logits.float()
 
     with memory_advice(runtime, patch_size=patch_size, batch_size=1):

@@ -23,6 +23,7 @@ from mergekit3d.datasets.prefetch import prefetch
 from mergekit3d.datasets.sampling import Batch
 from mergekit3d.errors import InputError, Interrupted
 from mergekit3d.progress import SILENT, Reporter, Task
+from mergekit3d.training.deep_supervision import over_levels
 from mergekit3d.training.devices import Runtime, memory_advice
 from mergekit3d.training.interruption import Interruption, catch_signals
 from mergekit3d.training.keeping import Keeper
@@ -150,7 +151,7 @@ class _Loop:
             self.parameters,
             self.settings,
             runtime=self.runtime,
-            loss=self.objective.of(self.loss),
+            loss=over_levels(self.objective.of(self.loss)),
             exclusive=self.exclusive,
             seed=self.seed,
             sharing=self.sharing,
