@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mergekit3d.errors import MergeKit3DError
 from mergekit3d.progress import Reporter
+from mergekit3d.training.events import write_events
 from mergekit3d.training.log import write_log
 from mergekit3d.training.processes import ProcessGroup
 from mergekit3d.training.snapshot import SNAPSHOT_NAME
@@ -80,12 +81,13 @@ class Keeper:
         self.clock = now
 
     def write_log(self, progress: Progress) -> None:
-        """Write log.csv.
+        """Write log.csv, and the same for TensorBoard.
 
         Raises:
             OutputError: the file system refused.
         """
         write_log(self.folder / LOG_NAME, progress.rows)
+        write_events(self.folder, progress.rows)
 
     def draw_if_due(self) -> None:
         """Draw where the last picture is old enough."""
