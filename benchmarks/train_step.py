@@ -34,7 +34,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from mergekit3d.architectures.networks.isensee2017 import Isensee2017
-from mergekit3d.architectures.slabs import fast_cpu_convolutions
+from mergekit3d.architectures.slabs import use_fast_cpu_convolutions
 from mergekit3d.checkpoints.metadata import TaskSpec
 from mergekit3d.datasets import find_dataset
 from mergekit3d.datasets.cache import SubjectStore
@@ -135,8 +135,7 @@ def processor_time() -> float:
 def new_network(filters: int, runtime: Runtime) -> nn.Module:
     torch.manual_seed(0)
     network = Isensee2017(len(MODALITIES), 3, base_filters=filters).to(runtime.device).train()
-    # For good: the context is never left.
-    fast_cpu_convolutions(network).__enter__()
+    use_fast_cpu_convolutions(network)
     return network
 
 
