@@ -1,7 +1,7 @@
 """Random changes of intensities, those of nnU-Net; the target stays as it is, and so does what is 0 in every modality (no patient).
 
-Written with numpy, scipy and torch's interpolation: MONAI's arrays cost two to three times as much (``benchmarks/results/train_step.md``)
-and keep random states of their own, where here all numbers come from the sample's generator.
+Written with numpy, scipy and torch's interpolation: MONAI's take up to three times as long (``benchmarks/results/train_step.md``) and
+keep random states of their own, where here all numbers come from the sample's generator.
 
 Source: the training transforms of nnU-Net v2 (Isensee et al., Nature Methods 2021, supplementary note 2), in their order.
 """
