@@ -42,6 +42,7 @@ COMMANDS = (
     results.plot,
     method.run,
     files.verify,
+    files.convert,
     files.schema,
     files.methods,
 )

@@ -1,4 +1,4 @@
-"""The commands that only look: inspect, verify, schema, methods."""
+"""The commands on files as they are: inspect, verify, convert, schema, methods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 import mergekit3d
 
 from .console import Result
-from .flags import Overrides, RecipeFlag, needed, overrides_of
+from .flags import Force, Overrides, RecipeFlag, needed, overrides_of
 
 
 def inspect(
@@ -46,6 +46,25 @@ def verify(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_defa
     """
     file = needed(file, "verify", "a file", example="verify fused.safetensors")
     return mergekit3d.verify(file)
+
+
+def convert(
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
+    *,
+    to: Annotated[str | None, typer.Option(metavar="safetensors|pt", help="Format; else told from OUT.")] = None,
+    force: Force = False,
+) -> Result:
+    """Write a checkpoint in another format, every tensor bit for bit.
+
+    Examples:
+
+      mergekit3d convert m1.pth m1.safetensors
+    """
+    example = "convert m1.pth m1.safetensors"
+    checkpoint = needed(checkpoint, "convert", "a checkpoint", example=example)
+    out = needed(out, "convert", "an output", example=example)
+    return mergekit3d.convert(checkpoint, out, to=to, force=force)
 
 
 def schema() -> Result:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mergekit3d.options import Options as Options
     from mergekit3d.verbs.adapt import adapt as adapt
     from mergekit3d.verbs.compare import compare as compare
+    from mergekit3d.verbs.convert import convert as convert
     from mergekit3d.verbs.demo import demo as demo
     from mergekit3d.verbs.evaluate import evaluate as evaluate
     from mergekit3d.verbs.finetune import finetune as finetune
@@ -37,6 +38,7 @@ _HOMES = {
     "Options": "mergekit3d.options",
     "adapt": "mergekit3d.verbs.adapt",
     "compare": "mergekit3d.verbs.compare",
+    "convert": "mergekit3d.verbs.convert",
     "demo": "mergekit3d.verbs.demo",
     "evaluate": "mergekit3d.verbs.evaluate",
     "finetune": "mergekit3d.verbs.finetune",

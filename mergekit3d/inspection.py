@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.architectures import ARCHITECTURES, NetworkSpec, Shapes, first_convolution, network_of, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, TensorEntry, recognised_format
 from mergekit3d.checkpoints.checkpoint import FLOATS
+from mergekit3d.checkpoints.formats import size_of
 from mergekit3d.merging.correspondence import comparable_weights
 from mergekit3d.merging.partitions import BUFFERS, PRIVATE, SHARED, Partitions, assign, kinds, layer_of
 
@@ -44,9 +45,9 @@ def describe(checkpoint: Checkpoint, *, values: bool) -> dict[str, Any]:
             parameters[partition_of[name]] += math.prod(entry.shape)
     content: dict[str, Any] = {
         "file": checkpoint.path.name,
-        "bytes": checkpoint.path.stat().st_size,
+        "bytes": size_of(checkpoint.path),
         "format": recognised_format(checkpoint.path).name,
-        "kind": None if metadata is None else metadata.kind,
+        "kind": None if metadata is None or checkpoint.is_foreign else metadata.kind,
         "architecture": None if spec is None else spec.as_json(),
         "architecture_from": None if spec is None else "metadata" if metadata is not None and metadata.architecture else "tensors",
         "parameters": parameters,
@@ -58,7 +59,7 @@ def describe(checkpoint: Checkpoint, *, values: bool) -> dict[str, Any]:
         "tensors": tensors,
     }
     if values:
-        content["seal"] = None if metadata is None else "intact"
+        content["seal"] = None if metadata is None or checkpoint.is_foreign else "intact"
         bad = {name: found["nan"] + found["inf"] for name, found in figures.items()}
         content["not_finite"] = [{"name": name, "count": count} for name, count in bad.items() if count]
     return content

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit3d.checkpoints import pt, safetensors  # noqa: F401  importing registers
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
-from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES, Format, check_file
+from mergekit3d.checkpoints.formats import FORMATS, Format, check_file, is_folder, recognise
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec
 from mergekit3d.errors import InputError, UsageError
 
@@ -54,20 +54,22 @@ def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
 
 
 def recognised_format(path: Path) -> Format:
-    """The format of a file, told from what it begins with, whatever its name.
+    """The format of a file or folder, told from what it holds, whatever its name.
 
     Raises:
         InputError: missing, unreadable, or of no known format.
     """
-    check_file(path)
+    folder = is_folder(path)
+    if not folder:
+        check_file(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(HEAD_BYTES)
+        found = recognise(path)
     except OSError as error:
         raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
-    for file_format in map(FORMATS.get, FORMATS):
-        if file_format.recognises(head):
-            return file_format
+    if found is not None:
+        return found
+    if folder:
+        raise InputError("cannot read the file", where=path, wanted="a file, or the folder of a bundle", found="a folder of other things")
     raise InputError("not a checkpoint", where=path, wanted=f"a file of one of the formats {', '.join(FORMATS)}", found="other content")
 
 
@@ -93,19 +95,26 @@ def write_checkpoint(path: Path | str, tensors: Iterable[tuple[TensorEntry, np.n
         OutputError: the file system refused.
     """
     path = Path(path)
-    return format_for(path).write(path, tensors, metadata)
+    return format_for(path, metadata).writer()(path, tensors, metadata)
 
 
-def format_for(path: Path) -> Format:
+def format_for(path: Path, metadata: Metadata | None = None) -> Format:
     """The format that the ending of a name asks for.
+
+    Args:
+        path: the name.
+        metadata: of what will be written, where it is known: some endings stay with the format that a checkpoint came in.
 
     Raises:
         UsageError: no format has that ending.
     """
-    endings = {suffix: FORMATS.get(name) for name in FORMATS for suffix in FORMATS.get(name).suffixes}
-    if path.suffix.lower() not in endings:
+    suffix = path.suffix.lower()
+    endings = {ending: known for _, known in FORMATS.items() for ending in known.suffixes}
+    if suffix not in endings:
         raise UsageError("no checkpoint format has that ending", where=path.name, wanted=" or ".join(sorted(endings)))
-    return endings[path.suffix.lower()]
+    if metadata is None:
+        return endings[suffix]
+    return next((known for _, known in FORMATS.items() if suffix in known.also and known.continues(metadata)), endings[suffix])
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Metadata) -> Metadata:

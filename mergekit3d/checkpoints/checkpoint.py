@@ -69,12 +69,13 @@ class Checkpoint:
     Args:
         path: where it stands.
         entries: its tensors by name, in the order of the file.
-        metadata: what it says of itself; None for files that are not ours.
+        metadata: what it says of itself; None where it says nothing.
         content: reads the little-endian bytes of one tensor.
         read_into: fills a buffer with the bytes of a tensor from an offset on, where the format can without a memory map: memory stays
             small then, and a file that is cut while it is read is an error instead of a crash. None where it cannot.
         aliases: further names of tensors, each with the first name in the file's order that is the same tensor.
         aliases_are_stored: whether aliases have bytes of their own in the file, which its digest covers too.
+        is_foreign: another program wrote it, so that there is no seal; its metadata is what its content was understood to say.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class Checkpoint:
     read_into: Callable[[str, int, memoryview], None] | None = field(default=None, repr=False)
     aliases: Mapping[str, str] = field(default_factory=dict)
     aliases_are_stored: bool = False
+    is_foreign: bool = False
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -107,6 +109,13 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """One tensor as an array of its own dtype; bfloat16 comes widened to float32, which loses nothing, and roots as their squares."""
         return self.decoded(name, self.content(name), self.entries[name].shape)
+
+    def read_bits(self, name: str) -> np.ndarray:
+        """One tensor as it stands in the file, to be written again: bfloat16 as its bits in uint16, roots as they are."""
+        import numpy as np
+
+        entry = self.entries[name]
+        return np.frombuffer(self.content(name), NUMPY_DTYPES.get(entry.dtype, "<u2")).reshape(entry.shape)
 
     def decoded(self, name: str, content: Any, shape: Iterable[int]) -> np.ndarray:
         """An array from bytes of a tensor, or of a part of it, as `read` gives them."""
@@ -141,7 +150,7 @@ class Checkpoint:
         Raises:
             InputError: the file is damaged.
         """
-        if self.metadata is None:
+        if self.metadata is None or self.is_foreign:
             return
         if not self.metadata.metadata_intact() or self.metadata.seal is None or self.metadata.seal.get("tensors") != self.digest:
             raise InputError(
@@ -187,9 +196,14 @@ def decode(content: Any, dtype: str, shape: Iterable[int]) -> np.ndarray:
 
 
 def encode(values: np.ndarray, dtype: str) -> np.ndarray:
-    """An array in the dtype named, ready to be written; bfloat16 comes as its bits in uint16, rounded to nearest even."""
+    """An array in the dtype named, ready to be written; bfloat16 comes as its bits in uint16, rounded to nearest even.
+
+    Bits of bfloat16 in uint16 pass as they are.
+    """
     import numpy as np
 
+    if dtype == "BF16" and values.dtype == np.dtype("<u2"):
+        return np.asarray(values, order="C")
     if dtype != "BF16":
         return np.asarray(values, NUMPY_DTYPES[dtype], order="C")
     bits = np.asarray(values, "<f4", order="C").view("<u4")

@@ -82,6 +82,7 @@ class Metadata:
         tool: name and version of the writer.
         aliases: further names of tensors, each with the name that owns the tensor; in the file every name has its values.
         root_scales: tensors that the file keeps as square roots in float16, each with the scale of the roots; see `roots`.
+        origin: what a file of another program holds beside its tensors, so that one of the same kind can be written again; plain data.
         seal: digests, set when the file is written.
     """
 
@@ -93,6 +94,7 @@ class Metadata:
     tool: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     root_scales: Mapping[str, float] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
     seal: Mapping[str, str] | None = None
 
     def sealed(self, tensors: str) -> Metadata:
@@ -126,6 +128,8 @@ class Metadata:
             content["aliases"] = dict(self.aliases)
         if self.root_scales:
             content["root_scales"] = dict(self.root_scales)
+        if self.origin:
+            content["origin"] = dict(self.origin)
         return content
 
     def as_text(self) -> str:
@@ -159,6 +163,7 @@ def parse_metadata(text: str, where: object) -> Metadata:
             tool=_mapping(content["tool"]),
             aliases={str(name): str(owner) for name, owner in _mapping(content.get("aliases", {})).items()},
             root_scales={str(name): float(scale) for name, scale in _mapping(content.get("root_scales", {})).items()},
+            origin=_mapping(content.get("origin", {})),
             seal=None if content["seal"] is None else _mapping(content["seal"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:

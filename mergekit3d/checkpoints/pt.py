@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, buffer_of, encode
-from mergekit3d.checkpoints.formats import Format, check_file, register
+from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
 from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
@@ -43,7 +43,7 @@ TORCH_NAMES = {
 }
 
 
-def recognises(head: bytes) -> bool:
+def recognises(_: Path, head: bytes) -> bool:
     """Whether a file that begins with these bytes is a zip archive of torch, or a legacy pickle.
 
     A safetensors file may begin with 0x80 as well (the lowest byte of its header's length), but has a brace at byte 8.
@@ -58,16 +58,42 @@ def open_pt(path: Path) -> Checkpoint:
         InputError: damaged, or a pickle of anything but tensors and plain data.
     """
     size = check_file(path)
-    content = _load(path)
+    content = load(path)
+    metadata = metadata_in(content, path)
+    state = find_state_dict(content, path)
+    # Ours are written under the very names that the seal covers.
+    return checkpoint_of(path, strip_prefixes(state) if metadata is None else state, size, metadata)
+
+
+def metadata_in(content: Any, path: Path) -> Metadata | None:
+    """The metadata of ours in what a pickle held; None: another program wrote it.
+
+    Raises:
+        InputError: damaged metadata.
+    """
     text = content.get(KEY) if isinstance(content, Mapping) else None
-    state = _strip_prefixes(_find_state_dict(content, path))
+    return parse_metadata(text, path) if isinstance(text, str) else None
+
+
+def checkpoint_of(path: Path, state: Mapping[str, Any], size: int, metadata: Metadata | None, *, is_foreign: bool = False) -> Checkpoint:
+    """A checkpoint of torch tensors in memory, or mapped.
+
+    Args:
+        path: the file that they come from.
+        state: tensors by name.
+        size: of the file in bytes: no tensor is larger.
+        metadata: what the file says of itself.
+        is_foreign: the metadata is no part of the file.
+
+    Raises:
+        InputError: a tensor is of a kind that cannot be used.
+    """
     entries = {name: _entry(name, tensor, size, path) for name, tensor in state.items()}
 
     def read(name: str) -> memoryview:
         return memoryview(_bytes_of(state[name]))
 
-    metadata = parse_metadata(text, path) if isinstance(text, str) else None
-    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read, aliases=_aliases(state))
+    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read, aliases=_aliases(state), is_foreign=is_foreign)
 
 
 def _aliases(state: Mapping[str, Any]) -> dict[str, str]:
@@ -96,7 +122,12 @@ def _entry(name: str, tensor: Any, file_size: int, path: Path) -> TensorEntry:
     return entry
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """What a file of torch holds: tensors and plain data alone; numpy's scalars come too.
+
+    Raises:
+        InputError: damaged, or a pickle of anything else.
+    """
     import torch
 
     try:
@@ -143,7 +174,12 @@ def _culprit(error: Exception) -> str:
     return "another object"
 
 
-def _find_state_dict(content: Any, path: Path) -> dict[str, Any]:
+def find_state_dict(content: Any, path: Path) -> dict[str, Any]:
+    """The tensors by name in what a pickle held: bare, or under a usual key.
+
+    Raises:
+        InputError: there are none.
+    """
     import torch
 
     for key in (None, *STATE_DICT_KEYS):
@@ -161,7 +197,8 @@ def _find_state_dict(content: Any, path: Path) -> dict[str, Any]:
     raise InputError("no state dict in the file", where=path, wanted=wanted, found=found)
 
 
-def _strip_prefixes(state: dict[str, Any]) -> dict[str, Any]:
+def strip_prefixes(state: dict[str, Any]) -> dict[str, Any]:
+    """Tensors under their own names, without the usual prefixes where all have them."""
     stripping = True
     while stripping:
         stripping = False
@@ -178,12 +215,20 @@ def _bytes_of(tensor: Any) -> Any:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
-def write_pt(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:
+def write_pt(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata, like: Path | None = None) -> Metadata:
     """Write a ``.pt`` file atomically, sealed, loadable with ``weights_only=True``.
 
     Raises:
         OutputError: the file system refused; the previous file stays.
     """
+    refuse_template(like, "pt")
+    state, sealed = state_of(tensors, metadata)
+    save_torch(path, {"state_dict": state, KEY: sealed.as_text()})
+    return sealed
+
+
+def state_of(tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> tuple[dict[str, Any], Metadata]:
+    """Torch tensors by name, aliases sharing one, and the metadata with the seal over them."""
     import torch
 
     state: dict[str, Any] = {}
@@ -197,16 +242,26 @@ def write_pt(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], meta
         digests[entry.name] = tensor_digest(entry.dtype, entry.shape, buffer_of(content))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nothing writes to what may be a file's own bytes
-            tensor = torch.from_numpy(content)
+            # torch refuses the pointer of an empty array over a file's bytes.
+            tensor = torch.from_numpy(content if content.size else content.copy())
         state[entry.name] = tensor.view(torch.bfloat16) if entry.dtype == "BF16" else tensor
-    sealed = metadata.sealed(tensors_digest(digests))
+    return state, metadata.sealed(tensors_digest(digests))
+
+
+def save_torch(path: Path, content: Any) -> None:
+    """Write what `torch.save` writes, atomically.
+
+    Raises:
+        OutputError: the file system refused; the previous file stays.
+    """
+    import torch
+
     with atomic_open(path) as file:
         disk = _Disk(file)
         try:
-            torch.save({"state_dict": state, KEY: sealed.as_text()}, cast(IO[bytes], disk))
+            torch.save(content, cast(IO[bytes], disk))
         except Exception as error:
             raise disk.failure or error from error
-    return sealed
 
 
 class _Disk(io.RawIOBase):
@@ -228,4 +283,4 @@ class _Disk(io.RawIOBase):
             raise
 
 
-PT = register(Format("pt", recognises=recognises, open=open_pt, write=write_pt, suffixes=(".pt", ".pth")))
+PT = register(Format("pt", recognises=recognises, open=open_pt, write=write_pt, suffixes=(".pt", ".pth"), is_general=True))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, Checkpoint, TensorEntry, buffer_of, encode
-from mergekit3d.checkpoints.formats import Format, check_file, register
+from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
 from mergekit3d.checkpoints.metadata import KEY, Metadata, looks_like_metadata, parse_metadata
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
@@ -32,7 +32,7 @@ MAX_ENTRIES = 1 << 59
 ALIGNMENT = 8
 
 
-def recognises(head: bytes) -> bool:
+def recognises(_: Path, head: bytes) -> bool:
     """Whether a file that begins with these bytes is a safetensors file."""
     return len(head) > 8 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= (1 << 40)
 
@@ -206,8 +206,11 @@ def header_bytes(entries: Sequence[TensorEntry], metadata: Metadata) -> tuple[by
     return struct.pack("<Q", len(text)) + text, {name: start + place for name, place in places.items()}, start + end
 
 
-def write_safetensors(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata) -> Metadata:
+def write_safetensors(
+    path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], metadata: Metadata, like: Path | None = None
+) -> Metadata:
     """Write tensors that are in memory; see `write_stream`."""
+    refuse_template(like, "safetensors")
     by_name = {entry.name: (entry, values) for entry, values in tensors}
     return write_stream(path, [entry for entry, _ in by_name.values()], lambda entry: by_name[entry.name][1], metadata)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from mergekit3d.architectures import NetworkSpec, architecture, channels_of, check_arguments, network_shapes, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, open_checkpoint
@@ -34,6 +35,7 @@ class FusionPlan:
         task: task of the output, where known.
         adapted: the checkpoint that ``adapt`` wrote, whose private tensors are carried over.
         seed: of random tensors.
+        origin: what the output holds of the format that its task's source came in.
         remarks: what a person should know before it is carried out, one line each.
     """
 
@@ -47,6 +49,7 @@ class FusionPlan:
     task: TaskSpec | None
     adapted: Checkpoint | None
     seed: int
+    origin: Mapping[str, Any] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -118,8 +121,15 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
         task=output_task,
         adapted=adapted,
         seed=recipe.seed if seed is None else seed,
+        origin=_origin(reference, output_task),
         remarks=(*_on_unmatched(unmatched(partitions, shapes)), *_on_dtypes(tensors, sources)),
     )
+
+
+def _origin(reference: Source, task: TaskSpec | None) -> Mapping[str, Any]:
+    """What the reference's file held beside its tensors, where the output is of the same task."""
+    metadata = reference.checkpoint.metadata
+    return metadata.origin if metadata is not None and task == reference.task else {}
 
 
 def _on_unmatched(names: Sequence[str]) -> list[str]:

@@ -80,6 +80,6 @@ def _check_task(loaded: LoadedRecipe, target: TargetModel, where: str, model: Wh
     paths = [loaded.checkpoint_path(source) for source in loaded.recipe.sources]
     if isinstance(model, TrainModel):
         paths.append(loaded.input_path(model.init))
-    known = next((network_of(open_checkpoint(path, verify=False)) for path in paths if path.is_file()), None)
+    known = next((network_of(open_checkpoint(path, verify=False)) for path in paths if path.exists()), None)
     network = network_for(loaded, task, known)
     check_constraints(loaded, model, network, network_shapes(network), key)

@@ -14,7 +14,7 @@ from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.checkpoints.safetensors import SAFETENSORS
 from mergekit3d.engine.correspondence import exact_cosines, sampled_cosines, warnings_on
 from mergekit3d.engine.figures import Figures, by_layer
-from mergekit3d.engine.stream import DigestOf, write_fused
+from mergekit3d.engine.stream import PLACEHOLDER, DigestOf, write_fused
 from mergekit3d.merging.partitions import SHARED, layer_of
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
@@ -102,7 +102,7 @@ def fuse_loaded(
     loaded: LoadedRecipe, *, out: Path, plot: bool = False, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT
 ) -> FuseResult:
     """Fuse the sources of a recipe that is loaded already; see `fuse`."""
-    file_format = format_for(out)
+    format_for(out).writer()
     report_path = out.with_name(f"{out.stem}.report.json")
     picture = report_path.with_suffix(".png") if plot else None
     for path in (out, report_path, *([picture] if picture is not None else [])):
@@ -128,8 +128,10 @@ def fuse_loaded(
             provenance=_provenance(loaded, plan, digest_of),
             tool=tool(),
             aliases={tensor.entry.name: tensor.alias_of for tensor in plan.tensors if tensor.alias_of is not None},
+            origin=plan.origin,
         )
 
+    file_format = format_for(out, describe(lambda _: PLACEHOLDER))
     with output_lock(out.parent):
         if file_format is SAFETENSORS:
             streamed = write_fused(plan, out, describe, reporter=reporter)
@@ -138,7 +140,7 @@ def fuse_loaded(
                 streamed = write_fused(plan, between, describe, reporter=reporter)
                 written = open_checkpoint(between, verify=False)
                 tensors = ((entry, written.read(name)) for name, entry in written.entries.items())
-                file_format.write(out, tensors, replace(streamed.metadata, seal=None))
+                file_format.writer()(out, tensors, replace(streamed.metadata, seal=None))
         assert streamed.metadata.seal is not None
         content = {"digest": streamed.metadata.seal["tensors"], **_report(plan, streamed.figures), **soup}
         write_json(report_path, content)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.aligned import Table, printable
-from mergekit3d.checkpoints.formats import FORMATS
+from mergekit3d.checkpoints.formats import FORMATS, size_of
 from mergekit3d.engine.correspondence import sampled_cosines, warnings_on
 from mergekit3d.merging.partitions import layer_of
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
@@ -56,7 +56,7 @@ def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool) -> Ins
 def _bytes_to_read(plan: FusionPlan) -> int:
     sources = plan.sources if plan.base is None else (*plan.sources, plan.base)
     files = [file for source in sources for file in (source.checkpoint, source.fisher, plan.adapted) if file is not None]
-    return sum(path.stat().st_size for path in {file.path for file in files})
+    return sum(size_of(path) for path in {file.path for file in files})
 
 
 def _bytes_to_write(plan: FusionPlan, loaded: LoadedRecipe) -> int:

@@ -244,14 +244,10 @@ def _masks(labels: NDArray[Any], outputs: Mapping[str, tuple[int, ...]]) -> NDAr
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Told by the first bytes, whatever the name."""
-    from mergekit3d.checkpoints.formats import FORMATS, HEAD_BYTES
+    """Told by its content, whatever the name."""
+    from mergekit3d.checkpoints.formats import recognise
 
-    if not path.is_file():
-        return False
-    with open(path, "rb") as file:
-        head = file.read(HEAD_BYTES)
-    return any(FORMATS.get(name).recognises(head) for name in FORMATS)
+    return path.is_file() and recognise(path) is not None
 
 
 def _is_volume(path: Path) -> bool:

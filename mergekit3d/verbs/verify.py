@@ -44,6 +44,6 @@ def verify(path: Path | str) -> VerifyResult:
         InputError: damaged, or without a seal.
     """
     checkpoint = open_checkpoint(path, verify=True)
-    if checkpoint.metadata is None:
+    if checkpoint.metadata is None or checkpoint.is_foreign:
         raise InputError("the file has no seal", where=path, wanted="a file that mergekit3d wrote")
     return VerifyResult(Path(path), checkpoint.metadata.kind, checkpoint.digest, len(checkpoint.entries), checkpoint.metadata.method)

@@ -105,6 +105,13 @@ def test_prefix_of_some_names_stays(tmp_path):
     assert ["net.a", "b"] == list(open_checkpoint(tmp_path / "m1.pt").entries)
 
 
+def test_prefix_in_ours_is_part_of_the_names(tmp_path):
+    """The seal covers the names that were written."""
+    save(tmp_path / "m1.pt", {"net.a": np.ones(1), "net.module.b": np.ones(1)})
+
+    assert ["net.a", "net.module.b"] == list(open_checkpoint(tmp_path / "m1.pt").entries)
+
+
 def test_legacy_file(tmp_path):
     """As torch wrote them before version 1.6."""
     torch.save(TENSORS, tmp_path / "m1.pth", _use_new_zipfile_serialization=False)

@@ -276,7 +276,8 @@ def test_missing_file(tmp_path):
 
 def test_folder(tmp_path):
     """A folder under the name is no file."""
-    assert f"cannot read the file: {tmp_path}: wanted a regular file, found a folder" == refusal(tmp_path)
+    wanted = "wanted a file, or the folder of a bundle, found a folder of other things"
+    assert f"cannot read the file: {tmp_path}: {wanted}" == refusal(tmp_path)
 
 
 def test_fifo_does_not_hang(tmp_path):

@@ -11,7 +11,7 @@ from mergekit3d.options import Options
 
 EVERY_COMMAND = (
     "demo", "phantom", "inspect", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare", "plot", "run",
-    "verify", "schema", "methods",
+    "verify", "convert", "schema", "methods",
 )  # fmt: skip
 
 
@@ -51,6 +51,8 @@ EVALUATE_NEEDS = (
         (["plot"], "plot needs a file; for example: mergekit3d plot out/adapt/ratios.json"),
         (["inspect"], "inspect needs checkpoints or a recipe; for example: mergekit3d inspect m1.pt m2.pt"),
         (["verify"], "verify needs a file; for example: mergekit3d verify fused.safetensors"),
+        (["convert"], "convert needs a checkpoint; for example: mergekit3d convert m1.pth m1.safetensors"),
+        (["convert", "m1.pth"], "convert needs an output; for example: mergekit3d convert m1.pth m1.safetensors"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -1,0 +1,87 @@
+"""``mergekit3d convert``: a checkpoint in another format, every tensor bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mergekit3d.architectures import network_of
+from mergekit3d.checkpoints import CHECKPOINT, Checkpoint, Metadata, format_for, open_checkpoint, recognised_format
+from mergekit3d.checkpoints.formats import FORMATS
+from mergekit3d.checkpoints.metadata import tool
+from mergekit3d.errors import UsageError
+from mergekit3d.storage.atomic import refuse_existing
+from mergekit3d.storage.lock import output_lock
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """A checkpoint in another format.
+
+    Args:
+        path: the checkpoint that was read.
+        out: the one that was written.
+        read: format of the one.
+        written: format of the other.
+        tensors: number of names.
+        digest: identity of the tensors, which is that of both.
+    """
+
+    path: Path
+    out: Path
+    read: str
+    written: str
+    tensors: int
+    digest: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {**vars(self), "path": str(self.path), "out": str(self.out)}
+
+    def lines(self) -> list[str]:
+        """One line for people."""
+        return [f"{self.out}: {self.tensors} tensors of {self.path}, from {self.read} to {self.written}, bit for bit; {self.digest}"]
+
+
+def convert(
+    checkpoint: Path | str, out: Path | str, *, to: str | None = None, like: Path | str | None = None, force: bool = False
+) -> ConvertResult:
+    """Write a checkpoint in another format.
+
+    Args:
+        checkpoint: of any known format.
+        out: the file to write, or the folder of a format that is one.
+        to: name of the format; None: what the ending of `out` asks for, and nnU-Net's own where the checkpoint comes from it.
+        like: a checkpoint of the format to write whose other content (plans, configuration, scripts) is taken over.
+        force: replace what stands there.
+
+    Returns:
+        What was read and written.
+
+    Raises:
+        UsageError: an unknown or unfit format, or an output that exists already.
+        InputError: the checkpoint is damaged, or does not say what the format needs.
+        OutputError: the file system refused; the previous file stays.
+    """
+    path, out, like = Path(checkpoint), Path(out), None if like is None else Path(like)
+    (format_for(out) if to is None else FORMATS.get(to)).writer()  # known before any work
+    if out.resolve() == path.resolve():
+        raise UsageError("the output is the input", where=out, todo="give another name")
+    refuse_existing(out, force=force)
+    opened = open_checkpoint(path)
+    metadata = described(opened)
+    written = FORMATS.get(to) if to is not None else format_for(out, metadata)
+    with output_lock(out.parent):
+        sealed = written.writer()(out, ((entry, opened.read_bits(name)) for name, entry in opened.entries.items()), metadata, like)
+    assert sealed.seal is not None
+    return ConvertResult(path, out, recognised_format(path).name, written.name, len(opened.entries), sealed.seal["tensors"])
+
+
+def described(opened: Checkpoint) -> Metadata:
+    """What is written beside the tensors of a checkpoint: what it says of itself, or what they tell."""
+    if opened.metadata is not None and not opened.is_foreign:
+        return replace(opened.metadata, aliases=dict(opened.aliases), seal=None)
+    network = network_of(opened)
+    known = opened.metadata or Metadata(kind=CHECKPOINT)
+    return replace(known, architecture=None if network is None else network.as_json(), tool=tool(), aliases=dict(opened.aliases))
