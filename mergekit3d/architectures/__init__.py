@@ -102,7 +102,7 @@ def register(architecture: Architecture) -> Architecture:
 
 
 def _load() -> None:
-    from mergekit3d.architectures import isensee2017  # noqa: F401  importing registers
+    from mergekit3d.architectures import isensee2017, nnunet  # noqa: F401  importing registers
 
 
 def architecture(name: str) -> Architecture:

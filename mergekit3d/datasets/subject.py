@@ -6,18 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergekit3d.checkpoints.modalities import MODALITY_ALIASES, canonical_modality
 from mergekit3d.datasets.vocabulary import Vocabulary
 
-MODALITY_ALIASES = {
-    "t1w": "t1",
-    "t1n": "t1",
-    "t1gd": "t1ce",
-    "t1c": "t1ce",
-    "t1post": "t1ce",
-    "t2w": "t2",
-    "t2f": "flair",
-    "t2flair": "flair",
-}
+__all__ = ["MODALITY_ALIASES", "Dataset", "Subject", "canonical_modality"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,3 @@ class Dataset:
     layout: str
     subjects: tuple[Subject, ...]
     vocabulary: Vocabulary
-
-
-def canonical_modality(name: str) -> str:
-    """The one name of a modality: lower case, without separators where an alias is known ("T1Gd" and "t1c" are "t1ce")."""
-    lower = name.lower()
-    plain = lower.replace("-", "").replace("_", "")
-    if plain in MODALITY_ALIASES:
-        return MODALITY_ALIASES[plain]
-    return plain if plain in MODALITY_ALIASES.values() else lower

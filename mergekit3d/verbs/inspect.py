@@ -127,8 +127,14 @@ def network_text(content: Mapping[str, Any]) -> str:
     network = content["architecture"]
     if network is None:
         return "unknown"
-    further = [f"{key} {value}" for key, value in network.items() if key not in ("name", "in_channels", "out_channels")]
+    told = {key: value for key, value in network.items() if key not in ("name", "in_channels", "out_channels") and _is_short(value)}
+    further = [f"{key} {value}" for key, value in told.items()]
     return ", ".join([str(network["name"]), f"{network['in_channels']} inputs", f"{network['out_channels']} outputs", *further])
+
+
+def _is_short(value: Any) -> bool:
+    """Whether an argument is shown: a number, a name, numbers in a list."""
+    return not isinstance(value, Mapping) and not (isinstance(value, list) and any(isinstance(item, str) for item in value))
 
 
 def tensor_count(content: Mapping[str, Any]) -> str:

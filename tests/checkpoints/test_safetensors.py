@@ -17,6 +17,7 @@ from safetensors.torch import save_file as save_file_torch
 
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.checkpoints.checkpoint import NUMPY_DTYPES, TensorEntry
+from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.safetensors import MAX_HEADER_BYTES, write_stream
 from mergekit3d.errors import InputError
 from tests.builders import metadata_of, save, spec_of, task_of
@@ -297,7 +298,7 @@ def test_other_content(tmp_path):
     """A text file is no checkpoint; the formats are listed."""
     (tmp_path / "notes.txt").write_text("These are not weights.")
 
-    wanted = "wanted a file of one of the formats pt, safetensors, found other content"
+    wanted = f"wanted a file of one of the formats {', '.join(FORMATS)}, found other content"
     assert f"not a checkpoint: {tmp_path}/notes.txt: {wanted}" == refusal(tmp_path / "notes.txt")
 
 

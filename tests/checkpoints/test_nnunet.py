@@ -1,0 +1,250 @@
+"""nnU-Net's checkpoints: read with network and task, written so that nnU-Net reads them."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+
+from mergekit3d import convert, fuse, verify
+from mergekit3d.architectures import network_of
+from mergekit3d.checkpoints import TaskSpec, open_checkpoint, recognised_format
+from mergekit3d.errors import InputError, UsageError
+from tests.builders import nnunet_plans, nnunet_state, save_nnunet, save_source, write_recipe
+
+
+def task(path):
+    return open_checkpoint(path).metadata.task
+
+
+def test_network_and_task_are_told_by_the_file(tmp_path):
+    """Class, arguments and axes from the plans; channels, labels, spacing (in x, y, z) and normalisation too. Subjects are not kept."""
+    save_nnunet(tmp_path / "checkpoint_best.pth")
+    checkpoint = open_checkpoint(tmp_path / "checkpoint_best.pth")
+    network = network_of(checkpoint)
+
+    assert ("nnunet", 2, 3) == (network.name, network.in_channels, network.out_channels)
+    assert "dynamic_network_architectures.architectures.unet.PlainConvUNet" == network.arguments["class_name"]
+    assert [2, 1, 0] == network.arguments["axes"]
+    assert TaskSpec(("t1", "t1ce"), {"csf": (1,), "gm": (2,)}, True, "zscore", (1.5, 2.0, 3.0)) == checkpoint.metadata.task
+    assert "nnunet" == recognised_format(tmp_path / "checkpoint_best.pth").name
+    assert "DOE" not in json.dumps(checkpoint.metadata.as_json())
+    assert (44, 16) == (len(checkpoint.entries), len(checkpoint.owners))
+
+
+def test_regions_are_sigmoids_in_their_order(tmp_path):
+    """The background and the label to ignore are no outputs."""
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": [3], "ignore": 4}
+    save_nnunet(tmp_path / "m.pth", labels=labels)
+
+    assert {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)} == task(tmp_path / "m.pth").outputs
+    assert not task(tmp_path / "m.pth").exclusive
+    assert 3 == network_of(open_checkpoint(tmp_path / "m.pth")).out_channels
+
+
+def test_labels_go_by_their_ids(tmp_path):
+    """The order in dataset.json is not that of the outputs."""
+    save_nnunet(tmp_path / "m.pth", labels={"gm": 2, "background": 0, "csf": 1})
+
+    assert ["csf", "gm"] == list(task(tmp_path / "m.pth").outputs)
+
+
+@pytest.mark.parametrize(
+    ("change", "labels"),
+    [
+        ({"normalization_schemes": ["CTNormalization", "CTNormalization"]}, None),
+        ({"normalization_schemes": ["ZScoreNormalization", "NoNormalization"]}, None),
+        ({}, {"background": 0, "a": 1, "b": 5}),
+    ],
+    ids=["CT", "mixed", "gaps"],
+)
+def test_task_that_cannot_be_said_is_none(tmp_path, change, labels):
+    """The tensors open all the same, and can be merged."""
+    save_nnunet(tmp_path / "m.pth", plans=nnunet_plans(**change), labels=labels)
+
+    assert task(tmp_path / "m.pth") is None
+    assert network_of(open_checkpoint(tmp_path / "m.pth")) is not None
+
+
+@pytest.mark.parametrize("change", [{"patch_size": [16, 16]}, {"previous_stage": "3d_lowres"}], ids=["2d", "cascade"])
+def test_network_that_takes_more_or_less_than_volumes_is_none(tmp_path, change):
+    """2D networks, and the second stage of a cascade."""
+    save_nnunet(tmp_path / "m.pth", plans=nnunet_plans(**change))
+
+    assert network_of(open_checkpoint(tmp_path / "m.pth")) is None
+
+
+def test_configuration_inherits(tmp_path):
+    """From another one of the plans."""
+    plans = nnunet_plans()
+    plans["configurations"] = {"base": plans["configurations"]["3d_fullres"], "3d_fullres": {"inherits_from": "base", "spacing": [1, 1, 1]}}
+    save_nnunet(tmp_path / "m.pth", plans=plans)
+
+    assert (1.0, 1.0, 1.0) == task(tmp_path / "m.pth").spacing_mm
+
+
+def test_plans_from_before_version_2_5(tmp_path):
+    """They tell the network piece by piece."""
+    plans = nnunet_plans()
+    configuration = plans["configurations"]["3d_fullres"]
+    arguments = configuration.pop("architecture")["arch_kwargs"]
+    configuration |= {
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": 2,
+        "unet_max_num_features": 320,
+        "n_conv_per_stage_encoder": [1, 1],
+        "n_conv_per_stage_decoder": [1],
+        "conv_kernel_sizes": arguments["kernel_sizes"],
+        "pool_op_kernel_sizes": arguments["strides"],
+    }
+    save_nnunet(tmp_path / "m.pth", plans=plans)
+
+    assert arguments == network_of(open_checkpoint(tmp_path / "m.pth")).arguments["arguments"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda plans: plans.pop("transpose_forward"),
+        lambda plans: plans.update(configurations={}),
+        lambda plans: plans["configurations"].update({"3d_fullres": {"inherits_from": "3d_fullres"}}),
+        lambda plans: plans.update(transpose_forward=[0, 0, 1]),
+        lambda plans: plans["configurations"]["3d_fullres"].update(spacing=["x", "y", "z"]),
+        lambda plans: plans["configurations"]["3d_fullres"].update(spacing=[float("nan"), 1.0, 1.0]),
+        lambda plans: plans["configurations"]["3d_fullres"].update(architecture=7),
+    ],
+    ids=["key", "configuration", "circle", "axes", "words", "nan", "number"],
+)
+def test_plans_of_another_form(tmp_path, damage):
+    """The tensors open; network and task are unknown."""
+    plans = nnunet_plans()
+    damage(plans)
+    save_nnunet(tmp_path / "m.pth", plans=plans)
+    checkpoint = open_checkpoint(tmp_path / "m.pth")
+
+    assert checkpoint.metadata is None
+    assert 44 == len(checkpoint.entries)
+
+
+def test_round_trip_is_what_nnunet_reads(tmp_path):
+    """Every tensor bit for bit under every name, plans, data set and mirroring; loaded as nnU-Net does, aliases share their storage."""
+    written = save_nnunet(tmp_path / "m.pth")
+    convert(tmp_path / "m.pth", tmp_path / "m.safetensors")
+    result = convert(tmp_path / "m.safetensors", tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+
+    assert "nnunet" == result.written
+    assert list(written["network_weights"]) == list(back["network_weights"])
+    assert all(torch.equal(tensor, back["network_weights"][name]) for name, tensor in written["network_weights"].items())
+    assert 16 == len({tensor.data_ptr() for tensor in back["network_weights"].values()})
+    assert written["init_args"]["plans"] == back["init_args"]["plans"]
+    assert written["init_args"]["dataset_json"]["labels"] == back["init_args"]["dataset_json"]["labels"]
+    assert ("3d_fullres", 0) == (back["init_args"]["configuration"], back["init_args"]["fold"])
+    assert ("nnUNetTrainer", (0, 1, 2)) == (back["trainer_name"], back["inference_allowed_mirroring_axes"])
+    assert b"DOE" not in (tmp_path / "back.pth").read_bytes()
+    assert verify(tmp_path / "back.pth").digest == open_checkpoint(tmp_path / "m.pth").digest
+
+
+def test_merge_becomes_a_model_folder(tmp_path):
+    """With one recipe: `merge.out` in a folder fold_0 is a checkpoint of nnU-Net, plans.json and dataset.json stand above it."""
+    states = [save_nnunet(tmp_path / f"m{number}.pth", seed=number)["network_weights"] for number in (1, 2)]
+    sources = "[{name: a, checkpoint: m1.pth}, {name: b, checkpoint: m2.pth}]"
+    merge = "{method: mean-imm, out: fold_0/checkpoint_final.pth}"
+    recipe = write_recipe(
+        tmp_path, f"version: 1\nname: model\nsources: {sources}\npartitions: {{private: [], shared: ['*']}}\nmerge: {merge}\n"
+    )
+    fused = torch.load(fuse(recipe).out, weights_only=True)
+    folder = tmp_path / "model"
+
+    assert nnunet_plans() == json.loads((folder / "plans.json").read_text()) == fused["init_args"]["plans"]
+    assert {"0": "T1", "1": "T1Gd"} == json.loads((folder / "dataset.json").read_text())["channel_names"]
+    for name, tensor in fused["network_weights"].items():
+        np.testing.assert_allclose(tensor, (states[0][name] + states[1][name]) / 2, atol=1e-6)
+    assert 16 == len({tensor.data_ptr() for tensor in fused["network_weights"].values()})
+    assert verify(folder).digest == verify(folder / "fold_0" / "checkpoint_final.pth").digest
+
+
+def test_folder_is_written_and_read(tmp_path):
+    """Asked for by name; files that stand there already are not touched."""
+    save_nnunet(tmp_path / "m.pth")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "plans.json").write_text("{}")
+    convert(tmp_path / "m.pth", tmp_path / "model", to="nnunet", force=True)
+
+    assert "{}" == (tmp_path / "model" / "plans.json").read_text()
+    assert (tmp_path / "model" / "fold_0" / "checkpoint_final.pth").is_file()
+    assert open_checkpoint(tmp_path / "m.pth").digest == open_checkpoint(tmp_path / "model").digest
+
+
+def test_folder_with_several_folds(tmp_path):
+    """Which one to take is the user's choice."""
+    for fold in (0, 1):
+        (tmp_path / f"fold_{fold}").mkdir()
+        save_nnunet(tmp_path / f"fold_{fold}" / "checkpoint_final.pth")
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / name).write_text("{}")
+
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(tmp_path)
+    said = "wanted one fold with a checkpoint, found fold_0/checkpoint_final.pth, fold_1/checkpoint_final.pth; name one of them"
+    assert f"cannot choose a checkpoint: {tmp_path}: {said}" == str(caught.value)
+
+
+def test_template_gives_what_the_checkpoint_lost(tmp_path):
+    """`--like`: the plans of the checkpoint that a training started from."""
+    save_nnunet(tmp_path / "m.pth")
+    torch.save(nnunet_state(seed=5), tmp_path / "trained.pt")
+    convert(tmp_path / "trained.pt", tmp_path / "back.pth", to="nnunet", like=tmp_path / "m.pth")
+
+    assert nnunet_plans() == torch.load(tmp_path / "back.pth", weights_only=True)["init_args"]["plans"]
+
+
+@pytest.mark.parametrize(
+    ("state", "like", "said"),
+    [
+        (None, None, "the checkpoint does not come from nnU-Net"),
+        (None, "m2.pt", "the template is no checkpoint of nnU-Net"),
+        (nnunet_state(outputs=4), "m.pth", "wanted 2 inputs and 3 outputs, as its plans tell, found 2 inputs and 4 outputs"),
+        (nnunet_state(inputs=1), "m.pth", "wanted 2 inputs and 3 outputs, as its plans tell, found 1 inputs and 3 outputs"),
+    ],
+    ids=["no plans", "no template", "outputs", "inputs"],
+)
+def test_what_nnunet_would_not_load_is_refused(tmp_path, state, like, said):
+    """Nothing is written."""
+    save_nnunet(tmp_path / "m.pth")
+    save_source(tmp_path / "m2.pt")
+    torch.save(nnunet_state() if state is None else state, tmp_path / "trained.pt")
+    with pytest.raises(UsageError) as caught:
+        convert(tmp_path / "trained.pt", tmp_path / "back.pth", to="nnunet", like=None if like is None else tmp_path / like)
+
+    assert said in str(caught.value)
+    assert not (tmp_path / "back.pth").exists()
+
+
+@pytest.mark.parametrize("fold", ["../../x", "", "0/1"])
+def test_fold_is_no_path(tmp_path, fold):
+    """A file cannot choose where a folder is written."""
+    save_nnunet(tmp_path / "m.pth")
+    content = torch.load(tmp_path / "m.pth", weights_only=False)
+    content["init_args"] = {**deepcopy(content["init_args"]), "fold": fold}
+    torch.save(content, tmp_path / "odd.pth")
+
+    assert open_checkpoint(tmp_path / "odd.pth").metadata is None
+
+
+def test_mutants_raise_nothing_but_input_errors(tmp_path):
+    """And never give other values: torch's archive has checksums, which are looked at."""
+    save_nnunet(tmp_path / "m.pth")
+    good, digest = (tmp_path / "m.pth").read_bytes(), open_checkpoint(tmp_path / "m.pth").digest
+    generator = np.random.default_rng(0)
+    for position in generator.integers(0, len(good), 300):
+        mutant = bytearray(good)
+        mutant[position] ^= 1 << int(generator.integers(8))
+        (tmp_path / "mutant.pth").write_bytes(bytes(mutant))
+        try:
+            assert digest == open_checkpoint(tmp_path / "mutant.pth").digest
+        except InputError:
+            continue
