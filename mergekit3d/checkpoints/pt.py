@@ -147,10 +147,6 @@ def load(path: Path) -> Any:
     except InputError:
         raise
     except Exception as error:  # a damaged archive or pickle can raise anything
-        if "TorchScript" in str(error):
-            raise InputError(
-                "cannot read the checkpoint", where=path, found="a TorchScript archive", todo="save its state_dict() alone"
-            ) from error
         raise InputError(
             "cannot read the checkpoint", where=path, found=f"a damaged file ({type(error).__name__})", todo="restore it from a copy"
         ) from error

@@ -166,17 +166,6 @@ def test_whole_network_is_refused(tmp_path):
     assert "found torch.nn.modules.conv.Conv3d; save its state_dict() alone" in refusal(tmp_path / "m1.pt")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_is_told(tmp_path):
-    """It is not damaged."""
-    module = torch.jit.trace(torch.nn.Conv3d(1, 1, 1), torch.ones(1, 1, 2, 2, 2))
-    torch.jit.save(module, tmp_path / "model.ts")
-
-    assert f"cannot read the checkpoint: {tmp_path}/model.ts: found a TorchScript archive; save its state_dict() alone" == refusal(
-        tmp_path / "model.ts"
-    )
-
-
 @pytest.mark.parametrize(
     ("found", "content"),
     [
