@@ -52,8 +52,11 @@ def convert(
     checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
     out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
     *,
-    to: Annotated[str | None, typer.Option(metavar="safetensors|pt|nnunet", help="Format; else told from OUT.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="safetensors|pt|nnunet|monai", help="Format; else told from OUT.")] = None,
     like: Annotated[Path | None, typer.Option(metavar="CKPT", help="Take plans and the like over from this checkpoint.")] = None,
+    allow_code: Annotated[
+        str | None, typer.Option(metavar="SHA256", help="Run the expressions of this MONAI bundle to tell its network.")
+    ] = None,
     force: Force = False,
 ) -> Result:
     """Write a checkpoint in another format, every tensor bit for bit.
@@ -64,12 +67,14 @@ def convert(
 
       mergekit3d convert fused.safetensors nnUNetTrainer__nnUNetPlans__3d_fullres/ --to nnunet
 
+      mergekit3d convert fused.safetensors bundle/ --to monai
+
       mergekit3d convert finetune/best.safetensors best.pth --like checkpoint_final.pth
     """
     example = "convert m1.pth m1.safetensors"
     checkpoint = needed(checkpoint, "convert", "a checkpoint", example=example)
     out = needed(out, "convert", "an output", example=example)
-    return mergekit3d.convert(checkpoint, out, to=to, like=like, force=force)
+    return mergekit3d.convert(checkpoint, out, to=to, like=like, allow_code=allow_code, force=force)
 
 
 def schema() -> Result:

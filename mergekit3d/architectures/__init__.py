@@ -220,6 +220,11 @@ def channels_of(shapes: Shapes) -> tuple[int, int]:
     return shapes[weights[0]][1], shapes.get(f"{layer_of(last)}.bias", shapes[last])[0]
 
 
+def built(**content: Any) -> nn.Module:
+    """The network of a specification given as keyword arguments: what a MONAI bundle of ours names."""
+    return build_network(NetworkSpec.from_json(content))
+
+
 def norms_and_last_layer(shapes: Shapes) -> Partitions:
     """Default partitions of a network that nothing is known of: norms and the heads are private.
 

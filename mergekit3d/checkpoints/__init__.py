@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.checkpoints import lightning, nnunet, pt, safetensors, torchscript  # noqa: F401  importing registers
+from mergekit3d.checkpoints import lightning, monai, nnunet, pt, safetensors, torchscript  # noqa: F401  importing registers
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
 from mergekit3d.checkpoints.formats import FORMATS, Format, check_file, is_folder, recognise
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec

@@ -122,8 +122,12 @@ def _entry(name: str, tensor: Any, file_size: int, path: Path) -> TensorEntry:
     return entry
 
 
-def load(path: Path) -> Any:
+def load(path: Path, content: bytes | None = None) -> Any:
     """What a file of torch holds: tensors and plain data alone; numpy's scalars come too.
+
+    Args:
+        path: the file, or what stands for it in error texts.
+        content: its content, where it is not at `path`.
 
     Raises:
         InputError: damaged, or a pickle of anything else.
@@ -131,15 +135,18 @@ def load(path: Path) -> Any:
     import torch
 
     try:
-        zipped = zipfile.is_zipfile(path)
+        file = path if content is None else io.BytesIO(content)
+        zipped = zipfile.is_zipfile(file)
         if zipped:
-            with zipfile.ZipFile(path) as archive:
+            with zipfile.ZipFile(file) as archive:
                 broken = archive.testzip()
             if broken is not None:
                 raise InputError("the file is damaged", where=path, found="a wrong checksum inside", todo="restore it from a copy")
+        if content is not None:
+            file = io.BytesIO(content)
         with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
             warnings.simplefilter("ignore")  # about odd bytes; what matters comes as an error
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped and content is None)
     except pickle.UnpicklingError as error:
         raise InputError(
             "refused to unpickle", where=path, wanted="tensors and plain data", found=_culprit(error), todo="save its state_dict() alone"

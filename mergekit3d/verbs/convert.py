@@ -26,6 +26,7 @@ class ConvertResult:
         written: format of the other.
         tensors: number of names.
         digest: identity of the tensors, which is that of both.
+        code: sha256 of code that would tell the network, and was not run; None where there is none.
     """
 
     path: Path
@@ -34,18 +35,28 @@ class ConvertResult:
     written: str
     tensors: int
     digest: str
+    code: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         return {**vars(self), "path": str(self.path), "out": str(self.out)}
 
     def lines(self) -> list[str]:
-        """One line for people."""
-        return [f"{self.out}: {self.tensors} tensors of {self.path}, from {self.read} to {self.written}, bit for bit; {self.digest}"]
+        """Lines for people."""
+        line = f"{self.out}: {self.tensors} tensors of {self.path}, from {self.read} to {self.written}, bit for bit; {self.digest}"
+        if self.code is None:
+            return [line]
+        return [line, f"its network is told by code, which was not run: read configs/ and scripts/, then pass --allow-code {self.code}"]
 
 
 def convert(
-    checkpoint: Path | str, out: Path | str, *, to: str | None = None, like: Path | str | None = None, force: bool = False
+    checkpoint: Path | str,
+    out: Path | str,
+    *,
+    to: str | None = None,
+    like: Path | str | None = None,
+    allow_code: str | None = None,
+    force: bool = False,
 ) -> ConvertResult:
     """Write a checkpoint in another format.
 
@@ -54,6 +65,7 @@ def convert(
         out: the file to write, or the folder of a format that is one.
         to: name of the format; None: what the ending of `out` asks for, and nnU-Net's own where the checkpoint comes from it.
         like: a checkpoint of the format to write whose other content (plans, configuration, scripts) is taken over.
+        allow_code: sha256 of the configurations and scripts of a MONAI bundle, whose expressions may run to tell its network.
         force: replace what stands there.
 
     Returns:
@@ -70,12 +82,17 @@ def convert(
         raise UsageError("the output is the input", where=out, todo="give another name")
     refuse_existing(out, force=force)
     opened = open_checkpoint(path)
+    if allow_code is not None:
+        from mergekit3d.checkpoints.bundle_code import with_network_by_code
+
+        opened = with_network_by_code(opened, allow_code)
     metadata = described(opened)
     written = FORMATS.get(to) if to is not None else format_for(out, metadata)
     with output_lock(out.parent):
         sealed = written.writer()(out, ((entry, opened.read_bits(name)) for name, entry in opened.entries.items()), metadata, like)
     assert sealed.seal is not None
-    return ConvertResult(path, out, recognised_format(path).name, written.name, len(opened.entries), sealed.seal["tensors"])
+    code = opened.metadata.origin.get("code") if opened.is_foreign and opened.metadata is not None else None
+    return ConvertResult(path, out, recognised_format(path).name, written.name, len(opened.entries), sealed.seal["tensors"], code)
 
 
 def described(opened: Checkpoint) -> Metadata:
@@ -84,4 +101,10 @@ def described(opened: Checkpoint) -> Metadata:
         return replace(opened.metadata, aliases=dict(opened.aliases), seal=None)
     network = network_of(opened)
     known = opened.metadata or Metadata(kind=CHECKPOINT)
-    return replace(known, architecture=None if network is None else network.as_json(), tool=tool(), aliases=dict(opened.aliases))
+    return replace(
+        known,
+        architecture=None if network is None else network.as_json(),
+        tool=tool(),
+        aliases=dict(opened.aliases),
+        origin={} if "code" in known.origin else known.origin,
+    )

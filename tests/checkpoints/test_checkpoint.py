@@ -123,7 +123,7 @@ def test_unknown_ending_is_refused(tmp_path):
     """Before anything is written."""
     with pytest.raises(UsageError) as caught:
         write_checkpoint(tmp_path / "m1.onnx", [], metadata_of())
-    assert "no checkpoint format has that ending: m1.onnx: wanted .pt or .pth or .safetensors" == str(caught.value)
+    assert "no checkpoint format has that ending: m1.onnx: wanted .pt or .pth or .safetensors or .zip" == str(caught.value)
     assert [] == list(tmp_path.iterdir())
 
 
