@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -15,15 +16,13 @@ import torch
 from mergekit3d import convert, fuse
 from mergekit3d.architectures import build_network, network_of
 from mergekit3d.checkpoints import load_tensors, open_checkpoint
-from tests.builders import nnunet_plans, save_nnunet, write_recipe
+from tests.builders import NNUNET_LABELS, nnunet_plans, save_nnunet, write_recipe
 
 pytestmark = [pytest.mark.needs_nnunet, pytest.mark.slow]
 
 TRAINER = """
 import sys, torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-class Quiet(nnUNetTrainer):
-    pass
 plans, dataset, out = [eval(text) for text in sys.argv[1:]]
 for seed in (1, 2):
     torch.manual_seed(seed)
@@ -51,7 +50,7 @@ assert all(torch.equal(state[name], loaded[name]) for name in state if ".seg_lay
 """
 DATASET = {
     "channel_names": {"0": "T1", "1": "T2"},
-    "labels": {"background": 0, "csf": 1, "gm": 2},
+    "labels": NNUNET_LABELS,
     "numTraining": 2,
     "file_ending": ".nii.gz",
 }
@@ -62,7 +61,7 @@ def nnunet(tmp_path):
     """Runs Python with nnU-Net's folders below the test's own."""
     folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     for folder in folders.values():
-        os.mkdir(folder)
+        Path(folder).mkdir()
 
     def run(code, *arguments):
         environment = {**os.environ, **folders, "nnUNet_def_n_proc": "1", "nnUNet_compile": "f", "OMP_NUM_THREADS": "1"}
