@@ -119,7 +119,7 @@ def write_monai(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], m
     described = json.loads(files.pop(METADATA))
     files[METADATA] = json.dumps({**described, KEY: sealed.as_text()}, indent=2, ensure_ascii=False).encode()
     if path.suffix.lower() == ".zip":
-        write_bytes(path, _zipped(path.stem, state, files))
+        write_bytes(path, _zipped(state, files))
         return sealed
     save_torch(path / MODEL, state)
     for name, content in files.items():
@@ -128,14 +128,15 @@ def write_monai(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], m
     return sealed
 
 
-def _zipped(top: str, state: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+def _zipped(state: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
+    """An archive of a bundle, which tells neither its own name nor the time."""
     import torch
 
     weights, whole = io.BytesIO(), io.BytesIO()
     torch.save(state, weights)
-    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(whole, "w") as archive:
         for name, content in {MODEL: weights.getvalue(), **files}.items():
-            archive.writestr(f"{top}/{name}", content)
+            archive.writestr(zipfile.ZipInfo(f"bundle/{name}"), content, zipfile.ZIP_DEFLATED)
     return whole.getvalue()
 
 

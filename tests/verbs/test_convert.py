@@ -24,8 +24,8 @@ def every_dtype():
     """Matrices, scalars and empty tensors of every dtype, and floats that no arithmetic would leave as they are."""
     state = {}
     for dtype in NUMPY_DTYPES:
-        for shape in ((2, 3), (), (0, 3)):
-            state[f"net.{dtype}.{len(shape)}"] = (np.arange(np.prod(shape, dtype=int)) % 2).astype(NUMPY_DTYPES[dtype]).reshape(shape)
+        for number, shape in enumerate([(2, 3), (), (0, 3)]):
+            state[f"net.{dtype}.{number}"] = (np.arange(np.prod(shape, dtype=int)) % 2).astype(NUMPY_DTYPES[dtype]).reshape(shape)
     state["net.nan"] = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 1], "<u4").view("<f4")
     return state
 
