@@ -21,8 +21,8 @@ from tests.builders import metadata_of, random_state, save, save_source, spec_of
 
 
 def test_registered_networks():
-    """Isensee 2017 is the network of the paper."""
-    assert ["isensee2017"] == list(ARCHITECTURES)
+    """Isensee 2017 is the network of the paper; nnU-Net's are told by their plans."""
+    assert ["isensee2017", "nnunet"] == list(ARCHITECTURES)
     assert "isensee2017" == architecture("isensee2017").name
 
 
