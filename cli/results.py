@@ -101,14 +101,15 @@ def evaluate(
         Literal["nnunet", "brats"],
         typer.Option(metavar="nnunet|brats", help="A region absent from both: NaN and left out of the mean, or Dice 1."),
     ] = "nnunet",
+    tolerance_mm: Annotated[float, typer.Option(metavar="MM", min=0, help="Of the normalised surface Dice.")] = 1.0,
     regions: Regions = None,
     subjects_file: SubjectsFile = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    """Compute Dice and HD95 of each subject and region.
+    """Compute Dice, HD95, surface Dice and volumes.
 
-    Of a checkpoint on labelled data, or of segmentations made before.
+    Of each subject and region: of a checkpoint on labelled data, or of segmentations made before.
 
     Examples:
 
@@ -138,6 +139,7 @@ def evaluate(
         truth,
         layout=layout,
         empty=empty,
+        tolerance_mm=tolerance_mm,
         regions=regions_of(regions),
         subjects_file=subjects_file,
         options=options,

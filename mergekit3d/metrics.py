@@ -1,8 +1,8 @@
-"""How well a segmentation agrees with the truth: Dice and the 95th percentile of the Hausdorff distance, region by region.
+"""How well a segmentation agrees with the truth: Dice, HD95, normalised surface Dice and volumes, region by region.
 
 Two conventions for empty regions, because the field has two. ``nnunet``: a region empty in both is NaN and left out of means; empty
-in one has Dice 0 and no distance (NaN, left out). ``brats``: empty in both is Dice 1 and HD95 0; empty in one is Dice 0 and HD95
-373.13 mm.
+in one has Dice and surface Dice 0 and no distance (NaN, left out). ``brats``: empty in both is Dice and surface Dice 1 and HD95 0;
+empty in one is Dice and surface Dice 0 and HD95 373.13 mm.
 """
 
 from __future__ import annotations
@@ -10,19 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.registry import did_you_mean
-
-Mask = NDArray[Any]
+from mergekit3d.surfaces import Mask, surface_distances
 
 CONVENTIONS: Mapping[str, str] = {
-    "nnunet": "a region empty in prediction and truth: NaN, left out of means; empty in one of them: Dice 0, HD95 NaN, left out of means",
-    "brats": "a region empty in prediction and truth: Dice 1, HD95 0; empty in one of them: Dice 0, HD95 373.13 mm",
+    "nnunet": "a region empty in prediction and truth: NaN, left out of means; empty in one of them: Dice and NSD 0, HD95 NaN, left out of "
+    "means",
+    "brats": "a region empty in prediction and truth: Dice and NSD 1, HD95 0; empty in one of them: Dice and NSD 0, HD95 373.13 mm",
 }
 """What each convention does with an empty region, in words for outputs."""
 
@@ -30,6 +29,11 @@ HD95_DEFINITION = (
     "the larger of the two 95th percentiles of the distances, in mm, from the surface of either mask to that of the other; "
     "the surface: voxels with one of their six neighbours outside"
 )
+
+NSD_DEFINITION = "the part of both surfaces that lies within the tolerance of the other; the surfaces are those of HD95"
+
+TOLERANCE_MM = 1.0
+"""Of the normalised surface Dice, where nobody says."""
 
 MISSED_HD95_MM = 373.13
 """HD95 of a missed or an invented region under ``brats``: the diagonal of the 240 x 240 x 155 mm image of BraTS."""
@@ -44,12 +48,18 @@ class SubjectMetrics:
         region: name of the region or class.
         dice: 0 to 1, or NaN where undefined.
         hd95: mm, or NaN where undefined.
+        nsd: normalised surface Dice, 0 to 1, or NaN where undefined or not measured.
+        volume_pred_ml: volume of the prediction, or NaN where not measured.
+        volume_ref_ml: volume of the truth, likewise.
     """
 
     subject: str
     region: str
     dice: float
     hd95: float
+    nsd: float = math.nan
+    volume_pred_ml: float = math.nan
+    volume_ref_ml: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ class RegionMeans:
     dice: float
     hd95: float
     subjects: int
+    nsd: float = math.nan
 
 
 def check_convention(convention: str) -> str:
@@ -163,17 +174,47 @@ def hd95(prediction: Mask, truth: Mask, spacing_mm: tuple[float, float, float], 
     Source: as MONAI's ``compute_hausdorff_distance(percentile=95)`` and Metrics Reloaded (Maier-Hein et al., Nature Methods 2024);
     by a k-d tree over the surfaces instead of distance transforms.
     """
-    predicted, reference = np.asarray(prediction, bool), np.asarray(truth, bool)
-    box = _bounding_box(predicted | reference)
-    if box is None:
+    return hd95_of_distances(*surface_distances(prediction, truth, spacing_mm), convention)
+
+
+def hd95_of_distances(forth: NDArray[np.float64], back: NDArray[np.float64], convention: str = "nnunet") -> float:
+    """HD95 from the distances of either surface to the other, in mm; see `hd95`."""
+    if not (forth.size or back.size):
         return math.nan if check_convention(convention) == "nnunet" else 0.0
-    predicted, reference = predicted[box], reference[box]
-    if not (predicted.any() and reference.any()):
+    if not (forth.size and back.size):
         return math.nan if check_convention(convention) == "nnunet" else MISSED_HD95_MM
-    surface, reference_surface = _surface(predicted), _surface(reference)
-    forth = _distances_mm(surface, reference_surface, spacing_mm)
-    back = _distances_mm(reference_surface, surface, spacing_mm)
     return float(max(np.percentile(forth, 95), np.percentile(back, 95)))
+
+
+def nsd(
+    prediction: Mask,
+    truth: Mask,
+    spacing_mm: tuple[float, float, float],
+    *,
+    tolerance_mm: float = TOLERANCE_MM,
+    convention: str = "nnunet",
+) -> float:
+    """Normalised surface Dice of two masks: the part of both surfaces within a tolerance of the other.
+
+    Args:
+        prediction: (X, Y, Z), true where not 0.
+        truth: the same shape.
+        spacing_mm: size of a voxel along each axis.
+        tolerance_mm: what counts as no difference.
+        convention: what two empty masks give: ``nnunet`` NaN, ``brats`` 1; one empty mask is 0 in both.
+
+    Source: Nikolov et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021; over voxels of the surfaces, as
+    MONAI's ``compute_surface_dice``, where the original takes areas.
+    """
+    return nsd_of_distances(*surface_distances(prediction, truth, spacing_mm), tolerance_mm, convention)
+
+
+def nsd_of_distances(forth: NDArray[np.float64], back: NDArray[np.float64], tolerance_mm: float, convention: str = "nnunet") -> float:
+    """Normalised surface Dice from the distances of either surface to the other, in mm; see `nsd`."""
+    if not (forth.size or back.size):
+        return _both_empty(convention)
+    within = np.count_nonzero(forth <= tolerance_mm) + np.count_nonzero(back <= tolerance_mm)
+    return float(within / (forth.size + back.size))
 
 
 def measure_subject(
@@ -183,9 +224,10 @@ def measure_subject(
     spacing_mm: tuple[float, float, float],
     *,
     convention: str = "nnunet",
+    tolerance_mm: float = TOLERANCE_MM,
     files: tuple[str, str] = ("", ""),
 ) -> SubjectMeasures:
-    """Dice, HD95 and voxel counts of every region of one subject.
+    """Dice, HD95, normalised surface Dice, volumes and voxel counts of every region of one subject.
 
     Args:
         subject: name of the subject.
@@ -193,12 +235,14 @@ def measure_subject(
         truth: mask of the same shape by region; its regions are the ones measured.
         spacing_mm: size of a voxel along each axis.
         convention: for empty regions, one of `CONVENTIONS`.
+        tolerance_mm: of the normalised surface Dice.
         files: names (no folder) of the prediction's and the truth's files.
 
     Raises:
         InputError: a region or the shape of the truth is not that of the prediction.
     """
     check_convention(convention)
+    voxel_ml = math.prod(spacing_mm) / 1000
     rows, counts = [], []
     for region, reference in truth.items():
         if region not in prediction:
@@ -207,8 +251,13 @@ def measure_subject(
             shapes = {"wanted": f"shape {reference.shape}", "found": f"shape {prediction[region].shape}"}
             raise InputError("prediction and truth differ in shape", where=f"subject {subject}", **shapes)
         counted = count_voxels(prediction[region], reference)
-        distance_mm = hd95(prediction[region], reference, spacing_mm, convention=convention)
-        rows.append(SubjectMetrics(subject, region, dice_of_counts(counted, convention), distance_mm))
+        distances = surface_distances(prediction[region], reference, spacing_mm)
+        figures = (
+            dice_of_counts(counted, convention),
+            hd95_of_distances(*distances, convention),
+            nsd_of_distances(*distances, tolerance_mm, convention),
+        )
+        rows.append(SubjectMetrics(subject, region, *figures, counted.predicted * voxel_ml, counted.reference * voxel_ml))
         counts.append(counted)
     return SubjectMeasures(subject, tuple(rows), tuple(counts), *files)
 
@@ -223,6 +272,7 @@ def means_by_region(rows: Iterable[SubjectMetrics]) -> dict[str, RegionMeans]:
             defined_mean(row.dice for row in of_region),
             defined_mean(row.hd95 for row in of_region),
             sum(not math.isnan(row.dice) for row in of_region),
+            defined_mean(row.nsd for row in of_region),
         )
         for region, of_region in by_region.items()
     }
@@ -235,6 +285,7 @@ def mean_over_regions(rows: Iterable[SubjectMetrics]) -> RegionMeans:
         defined_mean(mean.dice for mean in means),
         defined_mean(mean.hd95 for mean in means),
         max((mean.subjects for mean in means), default=0),
+        defined_mean(mean.nsd for mean in means),
     )
 
 
@@ -246,35 +297,3 @@ def defined_mean(values: Iterable[float]) -> float:
 
 def _both_empty(convention: str) -> float:
     return math.nan if check_convention(convention) == "nnunet" else 1.0
-
-
-def _bounding_box(mask: Mask) -> tuple[slice, ...] | None:
-    box = []
-    for axis in range(mask.ndim):
-        others = tuple(other for other in range(mask.ndim) if other != axis)
-        occupied = np.flatnonzero(mask.any(axis=others))
-        if occupied.size == 0:
-            return None
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    return tuple(box)
-
-
-def _surface(mask: Mask) -> Mask:
-    from scipy import ndimage
-
-    # Outside the box, as outside the image, counts as background.
-    surface: Mask = mask & ~ndimage.binary_erosion(mask)
-    return surface
-
-
-def _distances_mm(start: Mask, goal: Mask, spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Distance of every voxel of `start` to the nearest of `goal`; voxels in both are 0 without a search."""
-    from scipy.spatial import KDTree
-
-    distances = np.zeros(int(np.count_nonzero(start)))
-    apart = start & ~goal
-    if apart.any():
-        tree = KDTree(np.argwhere(goal) * np.asarray(spacing_mm))
-        found, _ = tree.query(np.argwhere(apart) * np.asarray(spacing_mm))
-        distances[: found.size] = found
-    return distances

@@ -16,7 +16,7 @@ from mergekit3d.datasets.labels import decode, encode
 from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
 from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError
-from mergekit3d.metrics import SubjectMeasures, measure_subject
+from mergekit3d.metrics import TOLERANCE_MM, SubjectMeasures, measure_subject
 from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
 from mergekit3d.volumes.orientation import spacing_of
@@ -153,16 +153,18 @@ def measure_subjects(
     subjects: Sequence[Subject],
     *,
     convention: str,
+    tolerance_mm: float = TOLERANCE_MM,
     reporter: Reporter,
     store: SubjectStore | None = None,
 ) -> Iterator[SubjectMeasures]:
-    """Dice, HD95 and counts of every subject, on its own grid.
+    """Dice, HD95, surface Dice, volumes and counts of every subject, on its own grid.
 
     Args:
         predictor: the network.
         dataset: where the subjects come from; its vocabulary checks their labels.
         subjects: with label maps.
         convention: for empty regions.
+        tolerance_mm: of the normalised surface Dice.
         reporter: where progress goes.
         store: the subjects, where several networks are measured on them; left out: each is prepared and forgotten.
 
@@ -181,6 +183,7 @@ def measure_subjects(
                 truth_of(volume.data, predictor.task),
                 spacing_of(volume.affine),
                 convention=convention,
+                tolerance_mm=tolerance_mm,
                 files=files,
             )
             progress.advance(1, message=f"subject {number}")

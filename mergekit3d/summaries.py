@@ -9,10 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import (
     CONVENTIONS,
     HD95_DEFINITION,
+    NSD_DEFINITION,
+    TOLERANCE_MM,
     Counts,
     SubjectMeasures,
     SubjectMetrics,
@@ -20,18 +24,23 @@ from mergekit3d.metrics import (
     defined_mean,
     iou_of_counts,
 )
+from mergekit3d.paired import RESAMPLES, bootstrap_interval
 from mergekit3d.storage.atomic import write_json, write_text
 from mergekit3d.textfiles import read_csv
 
 METRICS_COLUMNS = ("subject", "region", "dice", "hd95")
+MORE_COLUMNS = ("nsd", "volume_pred_ml", "volume_ref_ml")
+"""Columns of metrics.csv that are written beside those that every reader needs."""
+BOOTSTRAP_SEED = 0
 
 
 def write_metrics_csv(path: Path, rows: Iterable[SubjectMetrics]) -> None:
-    """Write metrics.csv: the columns of `METRICS_COLUMNS`, numbers in full precision, ``nan`` where undefined."""
+    """Write metrics.csv: `METRICS_COLUMNS`, then `MORE_COLUMNS`; numbers in full precision, ``nan`` where undefined."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(METRICS_COLUMNS)
-    writer.writerows((row.subject, row.region, repr(float(row.dice)), repr(float(row.hd95))) for row in rows)
+    figures = (*METRICS_COLUMNS[2:], *MORE_COLUMNS)
+    writer.writerow((*METRICS_COLUMNS, *MORE_COLUMNS))
+    writer.writerows((row.subject, row.region, *(repr(float(getattr(row, figure))) for figure in figures)) for row in rows)
     write_text(path, text.getvalue())
 
 
@@ -53,20 +62,22 @@ def read_metrics_csv(path: Path) -> list[SubjectMetrics]:
     return list(rows.values())
 
 
-def write_summary_json(path: Path, subjects: Sequence[SubjectMeasures], *, convention: str) -> None:
+def write_summary_json(path: Path, subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM) -> None:
     """Write summary.json with nnU-Net's keys, region names in place of label ids; see `summary`."""
-    write_json(path, summary(subjects, convention=convention))
+    write_json(path, summary(subjects, convention=convention, tolerance_mm=tolerance_mm))
 
 
-def summary(subjects: Sequence[SubjectMeasures], *, convention: str) -> dict[str, Any]:
+def summary(subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
         subjects: what was measured.
         convention: the one that the measures were taken with; stated in the file.
+        tolerance_mm: of the normalised surface Dice, likewise.
 
     Returns:
-        ``foreground_mean``, ``mean`` by region and ``metric_per_case`` as nnU-Net writes them, plus HD95 and the definitions.
+        ``foreground_mean``, ``mean`` by region and ``metric_per_case`` as nnU-Net writes them, plus HD95, NSD, volumes, intervals of
+        the means and the definitions.
         Undefined numbers are None. Files are names, never folders.
     """
     check_convention(convention)
@@ -89,16 +100,51 @@ def summary(subjects: Sequence[SubjectMeasures], *, convention: str) -> dict[str
         ],
         "empty_regions": {"convention": convention, "meaning": CONVENTIONS[convention]},
         "hd95": HD95_DEFINITION,
+        "nsd": {"tolerance_mm": tolerance_mm, "meaning": NSD_DEFINITION},
+        "interval_95": {
+            "meaning": f"percentile bootstrap of the mean over subjects, {RESAMPLES} resamples, seed {BOOTSTRAP_SEED}; foreground_mean: of "
+            "the mean of each subject's regions",
+            **dice_intervals([row for subject in subjects for row in subject.rows]),
+        },
     }
     without_nan = _nan_as_none(content)
     assert isinstance(without_nan, dict)
     return without_nan
 
 
+def dice_intervals(rows: Sequence[SubjectMetrics]) -> dict[str, Any]:
+    """95 % bootstrap intervals of the mean Dice.
+
+    Args:
+        rows: one a subject and region; undefined ones are left out.
+
+    Returns:
+        ``foreground_mean``: (low, high); ``mean``: the same by region. NaN with fewer than 2 subjects.
+    """
+    by_region: dict[str, list[float]] = {}
+    by_subject: dict[str, list[float]] = {}
+    for row in rows:
+        if not math.isnan(row.dice):
+            by_region.setdefault(row.region, []).append(row.dice)
+            by_subject.setdefault(row.subject, []).append(row.dice)
+    of_subjects = [defined_mean(values) for values in by_subject.values()]
+    return {
+        "foreground_mean": list(_interval(of_subjects)),
+        "mean": {region: list(_interval(values)) for region, values in by_region.items()},
+    }
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    return bootstrap_interval(np.asarray(values), np.random.default_rng(BOOTSTRAP_SEED))
+
+
 def _measures(row: SubjectMetrics, counts: Counts, convention: str) -> dict[str, float]:
     return {
         "Dice": row.dice,
         "HD95": row.hd95,
+        "NSD": row.nsd,
+        "volume_pred_ml": row.volume_pred_ml,
+        "volume_ref_ml": row.volume_ref_ml,
         "IoU": iou_of_counts(counts, convention),
         "TP": counts.true_positives,
         "FP": counts.false_positives,

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.metrics import (
@@ -18,6 +19,7 @@ from mergekit3d.metrics import (
     mean_over_regions,
     means_by_region,
     measure_subject,
+    nsd,
 )
 
 NAN = math.nan
@@ -77,15 +79,47 @@ def test_hd95_does_not_depend_on_the_order_of_the_masks():
     assert hd95(small, large, (1, 1, 1)) == hd95(large, small, (1, 1, 1))
 
 
+def test_surface_dice_of_a_shifted_cube_depends_on_the_tolerance():
+    """A plate of 25 voxels, all of them surface, moved by 2 mm: nothing within 1 mm, all of it within 2."""
+    truth, prediction = cube((2, 2, 2), (1, 5, 5)), cube((3, 2, 2), (1, 5, 5))
+    found = [nsd(prediction, truth, (2.0, 1.0, 1.0), tolerance_mm=tolerance_mm) for tolerance_mm in (0.0, 1.0, 1.99, 2.0)]
+    assert [0.0, 0.0, 0.0, 1.0] == found
+    assert 1.0 == nsd(truth, truth, (2.0, 1.0, 1.0), tolerance_mm=0.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_surface_distances_give_what_monai_computes(seed):
+    """HD95 and normalised surface Dice, at any spacing."""
+    metrics = pytest.importorskip("monai.metrics")
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(size=(2, 14, 12, 10))
+    smooth = noise + np.roll(noise, 1, 1) + np.roll(noise, 1, 2) + np.roll(noise, 1, 3)
+    prediction, truth = smooth > generator.uniform(-0.5, 1.5, size=(2, 1, 1, 1))
+    spacing_mm = tuple(float(value) for value in generator.uniform(0.5, 3.0, size=3))
+    tensors = [torch.from_numpy(mask[None, None].astype(np.float32)) for mask in (prediction, truth)]
+
+    for tolerance_mm in (0.7, 1.5):
+        wanted = metrics.compute_surface_dice(*tensors, [tolerance_mm], include_background=True, spacing=spacing_mm)
+        assert float(wanted) == pytest.approx(nsd(prediction, truth, spacing_mm, tolerance_mm=tolerance_mm), abs=1e-6)
+    wanted = metrics.compute_hausdorff_distance(*tensors, include_background=True, percentile=95, spacing=spacing_mm)
+    assert float(wanted) == pytest.approx(hd95(prediction, truth, spacing_mm), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("convention", "both", "one"),
-    [("nnunet", (NAN, NAN), (0.0, NAN)), ("brats", (1.0, 0.0), (0.0, MISSED_HD95_MM))],
+    [("nnunet", (NAN, NAN, NAN), (0.0, NAN, 0.0)), ("brats", (1.0, 0.0, 1.0), (0.0, MISSED_HD95_MM, 0.0))],
 )
 def test_conventions_for_empty_regions(convention, both, one):
     """nnU-Net leaves an absent region out; BraTS gives 1 and 0 mm, and 373.13 mm to a missed one."""
     empty, full = np.zeros((4, 4, 4), bool), np.ones((4, 4, 4), bool)
     for expected, prediction, truth in ((both, empty, empty), (one, full, empty), (one, empty, full)):
-        measured = dice(prediction, truth, convention=convention), hd95(prediction, truth, (1, 1, 1), convention=convention)
+        (row,) = measure_subject("a", {"ET": prediction}, {"ET": truth}, (1, 1, 1), convention=convention).rows
+        measured = (
+            dice(prediction, truth, convention=convention),
+            hd95(prediction, truth, (1, 1, 1), convention=convention),
+            nsd(prediction, truth, (1, 1, 1), convention=convention),
+        )
+        assert measured == pytest.approx((row.dice, row.hd95, row.nsd), nan_ok=True)
         assert measured == pytest.approx(expected, nan_ok=True)
 
 
@@ -99,7 +133,9 @@ def test_measure_subject_goes_by_the_truths_regions():
     """A row a region of the truth, with its counts and the files' names."""
     truth = {"ET": cube((2, 2, 2), (4, 4, 4)), "WT": cube((1, 1, 1), (6, 6, 6))}
     measured = measure_subject("a", {"WT": truth["WT"], "ET": cube((4, 2, 2), (4, 4, 4))}, truth, (1, 1, 1), files=("p.nii.gz", "t.nii.gz"))
-    assert measured.rows == (SubjectMetrics("a", "ET", 0.5, 2.0), SubjectMetrics("a", "WT", 1.0, 0.0))
+    et, wt = measured.rows
+    assert ("a", "ET", 0.5, 2.0, 0.064, 0.064) == (et.subject, et.region, et.dice, et.hd95, et.volume_pred_ml, et.volume_ref_ml)
+    assert SubjectMetrics("a", "WT", 1.0, 0.0, 1.0, 0.216, 0.216) == wt
     assert measured.counts[1].false_positives == 0
     assert (measured.prediction_file, measured.reference_file) == ("p.nii.gz", "t.nii.gz")
 

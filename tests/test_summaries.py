@@ -6,28 +6,32 @@ import math
 import pytest
 
 from mergekit3d.errors import InputError
-from mergekit3d.metrics import HD95_DEFINITION, Counts, SubjectMeasures, SubjectMetrics
-from mergekit3d.summaries import read_metrics_csv, write_metrics_csv, write_summary_json
+from mergekit3d.metrics import HD95_DEFINITION, NSD_DEFINITION, Counts, SubjectMeasures, SubjectMetrics
+from mergekit3d.summaries import dice_intervals, read_metrics_csv, write_metrics_csv, write_summary_json
 
 ROWS = [
-    SubjectMetrics("Brats18_A", "ET", 1 / 3, 2.5),
+    SubjectMetrics("Brats18_A", "ET", 1 / 3, 2.5, 0.75, 1.5, 2.0),
     SubjectMetrics("Brats18_A", "WT", math.nan, math.nan),
     SubjectMetrics('b, "c" ü', "ET", 0.0, 373.13),
 ]
 
 
-def test_metrics_csv_has_the_four_columns(tmp_path):
-    """The header is subject,region,dice,hd95; undefined is nan."""
+def test_metrics_csv_begins_with_the_four_columns(tmp_path):
+    """The header is subject,region,dice,hd95 and what else was measured; undefined is nan."""
     write_metrics_csv(tmp_path / "metrics.csv", ROWS)
     lines = (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()
-    assert lines[:3] == ["subject,region,dice,hd95", f"Brats18_A,ET,{1 / 3!r},2.5", "Brats18_A,WT,nan,nan"]
+    assert lines[:3] == [
+        "subject,region,dice,hd95,nsd,volume_pred_ml,volume_ref_ml",
+        f"Brats18_A,ET,{1 / 3!r},2.5,0.75,1.5,2.0",
+        "Brats18_A,WT,nan,nan,nan,nan,nan",
+    ]
 
 
 def test_metrics_csv_survives_a_round_trip(tmp_path):
-    """Numbers come back bit for bit, names with commas, quotes and umlauts too."""
+    """Dice and HD95 come back bit for bit, names with commas, quotes and umlauts too."""
     write_metrics_csv(tmp_path / "metrics.csv", ROWS)
     found = read_metrics_csv(tmp_path / "metrics.csv")
-    assert repr(ROWS) == repr(found)
+    assert repr([SubjectMetrics(row.subject, row.region, row.dice, row.hd95) for row in ROWS]) == repr(found)
 
 
 def test_metrics_csv_of_other_tools_is_read(tmp_path):
@@ -74,7 +78,11 @@ def test_summary_json_has_nnunets_keys_and_states_its_convention(tmp_path):
     """Means over subjects by region, their mean, every case with file names, NaN as null."""
     subjects = [
         SubjectMeasures(
-            "a", (SubjectMetrics("a", "ET", 0.5, 2.0),), (Counts(2, 2, 2, 10),), "/data/CANARY/a.nii.gz", "/data/CANARY/a_seg.nii.gz"
+            "a",
+            (SubjectMetrics("a", "ET", 0.5, 2.0, 0.25, 4.0, 6.0),),
+            (Counts(2, 2, 2, 10),),
+            "/data/CANARY/a.nii.gz",
+            "/data/CANARY/a_seg.nii.gz",
         ),
         SubjectMeasures("b", (SubjectMetrics("b", "ET", math.nan, math.nan),), (Counts(0, 0, 0, 16),), "b.nii.gz", "b_seg.nii.gz"),
     ]
@@ -82,7 +90,10 @@ def test_summary_json_has_nnunets_keys_and_states_its_convention(tmp_path):
     text = (tmp_path / "summary.json").read_text()
     content = json.loads(text)
     expected = {"Dice": 0.5, "HD95": 2.0, "IoU": 1 / 3, "TP": 1.0, "FP": 1.0, "FN": 1.0, "TN": 13.0, "n_pred": 2.0, "n_ref": 2.0}
+    expected |= {"NSD": 0.25, "volume_pred_ml": 4.0, "volume_ref_ml": 6.0}
     assert content["mean"] == {"ET": expected}
+    assert {"tolerance_mm": 1.0, "meaning": NSD_DEFINITION} == content["nsd"]
+    assert [None, None] == content["interval_95"]["foreground_mean"]
     assert content["foreground_mean"] == expected
     first, second = content["metric_per_case"]
     assert (first["prediction_file"], first["reference_file"]) == ("a.nii.gz", "a_seg.nii.gz")
@@ -91,3 +102,17 @@ def test_summary_json_has_nnunets_keys_and_states_its_convention(tmp_path):
     assert content["empty_regions"]["convention"] == "nnunet"
     assert content["hd95"] == HD95_DEFINITION
     assert "CANARY" not in text
+
+
+def test_interval_of_the_mean_is_over_subjects():
+    """Each subject's regions move together; what is undefined is left out, and a constant has no width."""
+    rows = [SubjectMetrics(f"s{index}", region, 0.1 * index, 1.0) for index in range(10) for region in ("ET", "WT")]
+    rows += [SubjectMetrics("x", "ET", math.nan, math.nan), SubjectMetrics("x", "TC", 0.5, 1.0), SubjectMetrics("y", "TC", 0.5, 1.0)]
+    found = dice_intervals(rows)
+
+    assert [0.5, 0.5] == found["mean"]["TC"]
+    low, high = found["mean"]["ET"]
+    assert 0.25 < low < 0.3
+    assert 0.6 < high < 0.65
+    assert found["mean"]["ET"] == found["mean"]["WT"]
+    assert found == dice_intervals(rows)

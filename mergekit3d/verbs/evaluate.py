@@ -1,4 +1,4 @@
-"""``mergekit3d evaluate``: Dice and HD95 of every subject and region."""
+"""``mergekit3d evaluate``: Dice, HD95, surface Dice and volumes of every subject and region."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.datasets import Dataset, Subject, find_dataset, select
 from mergekit3d.datasets.labels import output_set
 from mergekit3d.errors import InputError, ProblemCollector, UsageError
-from mergekit3d.metrics import SubjectMeasures, mean_over_regions, means_by_region, measure_subject
+from mergekit3d.metrics import CONVENTIONS, TOLERANCE_MM, SubjectMeasures, mean_over_regions, means_by_region, measure_subject
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.storage.atomic import refuse_existing
 from mergekit3d.storage.lock import output_lock
-from mergekit3d.summaries import write_metrics_csv, write_summary_json
+from mergekit3d.summaries import dice_intervals, write_metrics_csv, write_summary_json
 from mergekit3d.volumes.nifti import SUFFIXES, read_labels
 
 METRICS, SUMMARY = "metrics.csv", "summary.json"
@@ -34,6 +34,10 @@ class EvaluateResult:
         dice: mean over subjects by region; NaN values left out.
         hd95: the same in mm.
         mean_dice: mean of the regions' means.
+        nsd: normalised surface Dice by region.
+        intervals: 95 % bootstrap intervals of the mean Dice by region.
+        mean_interval: the same of the mean over regions of each subject.
+        definitions: what was done with empty regions, and the tolerance.
     """
 
     metrics: Path
@@ -42,17 +46,28 @@ class EvaluateResult:
     dice: Mapping[str, float]
     hd95: Mapping[str, float]
     mean_dice: float
+    nsd: Mapping[str, float]
+    intervals: Mapping[str, Sequence[float]]
+    mean_interval: Sequence[float]
+    definitions: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; what is undefined is null."""
-        figures = {key: {region: _defined(value) for region, value in getattr(self, key).items()} for key in ("dice", "hd95")}
-        mean = _defined(self.mean_dice)
-        return {"metrics": str(self.metrics), "summary": str(self.summary), "subjects": self.subjects, **figures, "mean_dice": mean}
+        figures = {key: {region: _defined(value) for region, value in getattr(self, key).items()} for key in ("dice", "hd95", "nsd")}
+        found = {"metrics": str(self.metrics), "summary": str(self.summary), "subjects": self.subjects, **figures}
+        intervals = {region: [_defined(end) for end in interval] for region, interval in self.intervals.items()}
+        mean = {"mean_dice": _defined(self.mean_dice), "mean_dice_interval_95": [_defined(end) for end in self.mean_interval]}
+        return {**found, **mean, "dice_interval_95": intervals, "definitions": dict(self.definitions)}
 
     def lines(self) -> list[str]:
-        """A line a region for people."""
-        rows = [f"{region:<20} Dice {dice:.3f}  HD95 {self.hd95[region]:.1f} mm" for region, dice in self.dice.items()]
-        return [*rows, f"{'mean':<20} Dice {self.mean_dice:.3f}  ({self.subjects} subjects; {self.metrics})"]
+        """A line a region for people, then what the figures mean."""
+        rows = [
+            f"{region:<20} Dice {dice:.3f}{_between(self.intervals.get(region, ()))}  HD95 {self.hd95[region]:.1f} mm  "
+            f"NSD {self.nsd[region]:.3f}"
+            for region, dice in self.dice.items()
+        ]
+        mean = f"{'mean':<20} Dice {self.mean_dice:.3f}{_between(self.mean_interval)}  ({self.subjects} subjects; {self.metrics})"
+        return [*rows, mean, *(f"{name}: {meaning}" for name, meaning in self.definitions.items())]
 
 
 def evaluate(
@@ -63,6 +78,7 @@ def evaluate(
     *,
     layout: str = "auto",
     empty: str = "nnunet",
+    tolerance_mm: float = TOLERANCE_MM,
     regions: str | Mapping[str, tuple[int, ...]] | None = None,
     subjects_file: Path | None = None,
     options: Options = DEFAULT_OPTIONS,
@@ -77,6 +93,7 @@ def evaluate(
         truth: their true labels: a folder of subjects in any layout, or of files of the same names.
         layout: of the data or the truth.
         empty: convention for empty regions: nnunet (NaN, left out) or brats (1, and 373.13 mm where missed).
+        tolerance_mm: of the normalised surface Dice.
         regions: shipped set, or label ids by region; needed for pred and truth.
         subjects_file: file of names, one a line: only these subjects.
         options: device, precision; ``out`` is the folder to write to.
@@ -90,6 +107,8 @@ def evaluate(
     """
     from mergekit3d.datasets.split import read_names
 
+    if not 0 <= tolerance_mm < math.inf:
+        raise UsageError("no such tolerance", where="--tolerance-mm", wanted="0 or more", found=tolerance_mm)
     names = None if subjects_file is None else read_names(Path(subjects_file))
     if checkpoint is not None and data is not None and pred is None and truth is None:
         from mergekit3d.prediction import load_predictor, measure_subjects
@@ -98,24 +117,27 @@ def evaluate(
         out = options.out or Path(checkpoint).parent / "evaluation"
         dataset = find_dataset(data, layout)
         chosen = _chosen(select(dataset, predictor.task.modalities, need_labels=True), names)
-        rows = measure_subjects(predictor, dataset, chosen, convention=empty, reporter=reporter)
+        rows = measure_subjects(predictor, dataset, chosen, convention=empty, tolerance_mm=tolerance_mm, reporter=reporter)
     elif pred is not None and truth is not None and checkpoint is None and data is None:
         out = options.out or Path(pred)
-        rows = _compare_folders(Path(pred), Path(truth), layout, _outputs(regions), names, empty)
+        rows = _compare_folders(Path(pred), Path(truth), layout, _outputs(regions), names, empty, tolerance_mm)
     else:
         raise UsageError(
             "evaluate needs a checkpoint and --data, or --pred and --truth", todo="for example: evaluate best.safetensors --data brats/"
         )
-    return write_evaluation(out, rows, convention=empty, force=options.force)
+    return write_evaluation(out, rows, convention=empty, tolerance_mm=tolerance_mm, force=options.force)
 
 
-def write_evaluation(out: Path, rows: Iterator[SubjectMeasures], *, convention: str, force: bool) -> EvaluateResult:
+def write_evaluation(
+    out: Path, rows: Iterator[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM, force: bool
+) -> EvaluateResult:
     """Write metrics.csv and summary.json once all subjects are measured.
 
     Args:
         out: the folder.
         rows: measures of every subject.
         convention: for empty regions, as measured.
+        tolerance_mm: of the normalised surface Dice, as measured.
         force: write over existing tables.
     """
     for name in (METRICS, SUMMARY):
@@ -124,8 +146,8 @@ def write_evaluation(out: Path, rows: Iterator[SubjectMeasures], *, convention: 
         subjects = list(rows)
         flat = [row for subject in subjects for row in subject.rows]
         write_metrics_csv(out / METRICS, flat)
-        write_summary_json(out / SUMMARY, subjects, convention=convention)
-    means = means_by_region(flat)
+        write_summary_json(out / SUMMARY, subjects, convention=convention, tolerance_mm=tolerance_mm)
+    means, intervals = means_by_region(flat), dice_intervals(flat)
     return EvaluateResult(
         metrics=out / METRICS,
         summary=out / SUMMARY,
@@ -133,11 +155,21 @@ def write_evaluation(out: Path, rows: Iterator[SubjectMeasures], *, convention: 
         dice={region: mean.dice for region, mean in means.items()},
         hd95={region: mean.hd95 for region, mean in means.items()},
         mean_dice=mean_over_regions(flat).dice,
+        nsd={region: mean.nsd for region, mean in means.items()},
+        intervals=intervals["mean"],
+        mean_interval=intervals["foreground_mean"],
+        definitions={"empty regions": f"{convention}: {CONVENTIONS[convention]}", "NSD": f"within {tolerance_mm:g} mm"},
     )
 
 
 def _compare_folders(
-    pred: Path, truth: Path, layout: str, outputs: dict[str, tuple[int, ...]], names: Sequence[str] | None, convention: str
+    pred: Path,
+    truth: Path,
+    layout: str,
+    outputs: dict[str, tuple[int, ...]],
+    names: Sequence[str] | None,
+    convention: str,
+    tolerance_mm: float,
 ) -> Iterator[SubjectMeasures]:
     from mergekit3d.prediction import truth_of
     from mergekit3d.volumes.orientation import spacing_of
@@ -165,7 +197,8 @@ def _compare_folders(
             )
         masks = truth_of(predicted.data, task), truth_of(reference.data, task)
         files = (path.name, truths[name].name)
-        yield measure_subject(name, *masks, spacing_of(reference.affine), convention=convention, files=files)
+        spacing_mm = spacing_of(reference.affine)
+        yield measure_subject(name, *masks, spacing_mm, convention=convention, tolerance_mm=tolerance_mm, files=files)
 
 
 def _truth_files(truth: Path, layout: str) -> dict[str, Path]:
@@ -201,6 +234,10 @@ def _chosen(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Su
     if unknown:
         raise InputError("unknown subjects", found=", ".join(unknown[:4]), todo=f"the data set has {len(known)} others")
     return [known[name] for name in dict.fromkeys(names)]
+
+
+def _between(interval: Sequence[float]) -> str:
+    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if len(interval) == 2 and not math.isnan(interval[0]) else ""
 
 
 def _defined(value: float) -> float | None:
