@@ -31,6 +31,7 @@ COMMANDS = (
     results.demo,
     results.phantom,
     files.inspect,
+    results.preprocess,
     method.train,
     method.fisher,
     method.fuse,

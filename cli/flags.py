@@ -117,6 +117,17 @@ def size_of(text: str | None, flag: str) -> tuple[int, int, int] | None:
     return x, y, z
 
 
+def spacing_of(text: str | None, flag: str) -> tuple[float, float, float] | None:
+    """Three voxel edges in mm separated by commas; one number stands for a cube."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) not in (1, 3) or not all(re.fullmatch(r"\s*\d+(\.\d+)?\s*", part, flags=re.ASCII) for part in parts):
+        raise UsageError("cannot read the voxel size", where=flag, wanted="one or three numbers of mm, such as 1 or 1,1,3", found=text)
+    x, y, z = (float(part) for part in (parts * 3 if len(parts) == 1 else parts))
+    return x, y, z
+
+
 def regions_of(texts: Sequence[str] | None) -> str | Mapping[str, tuple[int, ...]] | None:
     """The name of a shipped set of regions, or regions by name as label ids."""
     if not texts:

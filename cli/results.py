@@ -14,7 +14,7 @@ from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import Force, Layout, Names, Out, PatchSize, Regions, SubjectsFile, names_of, needed, regions_of, size_of
+from .flags import Force, Layout, Names, Out, PatchSize, Regions, SubjectsFile, names_of, needed, regions_of, size_of, spacing_of
 
 
 def demo(*, options: Options, reporter: Reporter) -> Result:
@@ -60,6 +60,72 @@ def phantom(
     subjects = needed(subjects, "phantom", "a number of subjects", example=example)
     return mergekit3d.phantom(
         out, layout=chosen, subjects=subjects, labels=labels, spacing_mm=spacing_mm, seed=seed, force=force, reporter=reporter
+    )
+
+
+def preprocess(
+    data: Annotated[Path | None, typer.Argument(metavar="IN", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
+    *,
+    layout: Layout = "auto",
+    n4: Annotated[bool, typer.Option("--n4/--no-n4", help="Correct the bias field.")] = True,
+    n4_shrink: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of the grid that the field is estimated on; about 4 mm by default.")
+    ] = None,
+    crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Cut to foreground and labels.")] = True,
+    margin: Annotated[int, typer.Option(metavar="N", min=0, help="Voxels around them.")] = 2,
+    spacing_mm: Annotated[
+        str | None, typer.Option("--spacing-mm", "--spacing", metavar="MM|X,Y,Z", help="Voxel size of the output; as it is by default.")
+    ] = None,
+    intensity: Annotated[
+        Literal["zscore", "rank", "nyul", "histogram", "none"],
+        typer.Option(metavar="zscore|rank|nyul|histogram|none", help="Over the foreground; rank: to a uniform [0, 1]."),
+    ] = "zscore",
+    reference: Annotated[
+        str | None, typer.Option(metavar="SUBJECT", help="Of --intensity histogram: whose histogram the others get, by name or number.")
+    ] = None,
+    landmarks: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="preprocess.json of another data set, onto whose nyul or histogram scale to map.")
+    ] = None,
+    subjects_file: SubjectsFile = None,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes; one a processor by default.")] = None,
+    force: Force = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Keep what is done with these settings from this input.")] = False,
+    reporter: Reporter,
+) -> Result:
+    """Correct, crop, resample and normalise a data set.
+
+    N4, foreground crop, voxel size, intensities, subjects in parallel. The output has the layout of the input; preprocess.json in it tells
+    what was done.
+
+    Examples:
+
+      mergekit3d preprocess brats/ brats-n4/
+
+      mergekit3d preprocess hcp/ hcp-1mm/ --spacing-mm 1 --intensity rank --resume
+
+      mergekit3d preprocess new/ new-nyul/ --intensity nyul --landmarks old-nyul/preprocess.json
+    """
+    example = "preprocess brats/ brats-n4/"
+    data = needed(data, "preprocess", "a data set", example=example)
+    out = needed(out, "preprocess", "a folder to write", example=example)
+    return mergekit3d.preprocess(
+        data,
+        out,
+        layout=layout,
+        n4=n4,
+        n4_shrink=n4_shrink,
+        crop=crop,
+        margin=margin,
+        spacing_mm=spacing_of(spacing_mm, "--spacing-mm"),
+        intensity=intensity,
+        reference=reference,
+        landmarks=landmarks,
+        subjects_file=subjects_file,
+        workers=workers,
+        force=force,
+        resume=resume,
+        reporter=reporter,
     )
 
 

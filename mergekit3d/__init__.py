@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mergekit3d.verbs.methods import methods as methods
     from mergekit3d.verbs.plot import plot as plot
     from mergekit3d.verbs.predict import predict as predict
+    from mergekit3d.verbs.preprocess import preprocess as preprocess
     from mergekit3d.verbs.run import run as run
     from mergekit3d.verbs.schema import schema as schema
     from mergekit3d.verbs.train import train as train
@@ -50,6 +51,7 @@ _HOMES = {
     "phantom": "mergekit3d.datasets.phantom",
     "plot": "mergekit3d.verbs.plot",
     "predict": "mergekit3d.verbs.predict",
+    "preprocess": "mergekit3d.verbs.preprocess",
     "run": "mergekit3d.verbs.run",
     "schema": "mergekit3d.verbs.schema",
     "train": "mergekit3d.verbs.train",

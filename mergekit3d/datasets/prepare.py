@@ -109,9 +109,9 @@ def prepare(
     mask = foreground_mask(images)
     if not mask.any():
         raise InputError("the images are empty", where=f"subject {subject.name}", wanted="foreground", found="one value everywhere")
-    box = _bounding_box(mask, MARGIN)
+    box = bounding_box(mask, MARGIN)
     images, mask = images[:, *box.slices], mask[box.slices]
-    affine = _cropped_affine(reference.affine, box)
+    affine = cropped_affine(reference.affine, box)
     cropped = None if labels is None else labels.data[box.slices]
     if task.spacing_mm is not None and not has_spacing(affine, task.spacing_mm):
         shape, target_affine = spaced_grid(box.shape, affine, task.spacing_mm)
@@ -167,7 +167,7 @@ def native_crop(values: Array, prepared: Prepared, *, order: int = 1) -> Array:
     """
     if values.shape[-3:] != prepared.image.shape[1:]:
         raise ValueError(f"values of shape {values.shape} do not lie on the grid of shape {prepared.image.shape[1:]}")
-    shape, affine = prepared.box.shape, _cropped_affine(prepared.native.canonical().affine, prepared.box)
+    shape, affine = prepared.box.shape, cropped_affine(prepared.native.canonical().affine, prepared.box)
     if same_grid(shape, affine, values.shape[-3:], prepared.affine):
         return values
     channels = values.reshape(-1, *values.shape[-3:])
@@ -215,7 +215,8 @@ def _on_reference(volume: Volume, reference: Volume, modality: str, number: int,
     return onto_grid(volume.data, volume.affine, reference.data.shape, reference.affine, order=1)
 
 
-def _bounding_box(mask: Array, margin: int) -> Box:
+def bounding_box(mask: Array, margin: int) -> Box:
+    """The block that holds every voxel of a mask, (X, Y, Z), which is not empty, and `margin` more on each side."""
     start, stop = [], []
     for axis in range(3):
         present = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -224,7 +225,8 @@ def _bounding_box(mask: Array, margin: int) -> Box:
     return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
 
 
-def _cropped_affine(affine: Array, box: Box) -> Array:
+def cropped_affine(affine: Array, box: Box) -> Array:
+    """The affine, (4, 4), of the voxels in a box, so that they stay where they are."""
     cropped = affine.copy()
     cropped[:3, 3] = affine[:3, :3] @ np.asarray(box.start) + affine[:3, 3]
     return cropped

@@ -132,6 +132,20 @@ def reserve(descriptor: int, size: int) -> None:
             raise
 
 
+def move_into_place(source: Path, target: Path) -> None:
+    """Rename a file, or a folder to a free name, within one file system; folders above it are created, and the rename is on the disk.
+
+    Raises:
+        OutputError: the file system refused.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise output_error(error, target.parent) from error
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     with atomic_open(path) as file:
@@ -198,8 +212,12 @@ def _commit(temporary: Path, target: Path) -> None:
     os.chmod(temporary, stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask())
     _sync(temporary)
     os.replace(temporary, target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
     try:
-        _sync(target.parent)
+        _sync(folder)
     except OSError as error:
         # Folders that cannot be opened for reading, and file systems that cannot sync a folder: nothing more to be done.
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTSUP):

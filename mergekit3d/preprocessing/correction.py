@@ -1,0 +1,150 @@
+"""A subject up to its intensities: one grid, cropped, without its bias field, at the voxel size asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mergekit3d.datasets.prepare import Box, bounding_box, cropped_affine
+from mergekit3d.datasets.vocabulary import Vocabulary
+from mergekit3d.errors import InputError
+from mergekit3d.preprocessing.bias import log_bias_field, shrink_factors
+from mergekit3d.preprocessing.settings import Settings
+from mergekit3d.volumes.nifti import Volume, read_image, read_labels
+from mergekit3d.volumes.normalise import foreground_mask
+from mergekit3d.volumes.orientation import Array, Shape, spacing_of
+from mergekit3d.volumes.resample import has_spacing, onto_grid, same_grid, spaced_grid, within_view
+
+LABEL = "label"
+FIELD_PERCENTILES = (1, 99)
+
+
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """A subject whose intensities are still those of its scanner.
+
+    Args:
+        images: modality -> (X, Y, Z) float32, RAS+ axis order, on one grid.
+        mask: bool, (X, Y, Z), the foreground.
+        labels: int32, (X, Y, Z); None: it has none.
+        affine: (4, 4), voxel indices to RAS+ mm.
+        facts: what was done, as plain data.
+    """
+
+    images: Mapping[str, Array]
+    mask: Array
+    labels: Array | None
+    affine: Array
+    facts: Mapping[str, Any]
+
+    def save(self, file: IO[bytes]) -> None:
+        """Write the arrays; `facts` are left to whoever keeps the record."""
+        labels = {} if self.labels is None else {LABEL: self.labels}
+        images = {f"image {modality}": image for modality, image in self.images.items()}
+        np.savez(file, allow_pickle=False, mask=self.mask, affine=self.affine, **labels, **images)
+
+
+def load_corrected(path: Path, facts: Mapping[str, Any]) -> Corrected:
+    """What `Corrected.save` wrote."""
+    with np.load(path) as content:
+        images = {name.removeprefix("image "): content[name] for name in content.files if name.startswith("image ")}
+        return Corrected(images, content["mask"], content[LABEL] if LABEL in content.files else None, content["affine"], facts)
+
+
+def correct(images: Mapping[str, Path], label: Path | None, settings: Settings, vocabulary: Vocabulary, *, number: int) -> Corrected:
+    """Read a subject, bring it onto one grid, crop it, correct its bias field, and resample it.
+
+    The grid is the label map's, else that of the first modality by name; modalities on another one are resampled to it linearly. Label maps
+    are resampled by the nearest voxel, and only where a voxel size is asked for.
+
+    Args:
+        images: modality -> file.
+        label: the label map.
+        settings: what to do.
+        vocabulary: ids that the label map may hold.
+        number: of the subject, for errors.
+
+    Raises:
+        InputError: a file is missing, damaged or not finite, a label is unknown, there is no foreground, or N4 failed.
+    """
+    volumes = {modality: _read(read_image, path, f"subject {number}, {modality}") for modality, path in sorted(images.items())}
+    labels = None if label is None else _labels(label, vocabulary, number)
+    reference = labels if labels is not None else next(iter(volumes.values()))
+    moved = [name for name, volume in volumes.items() if not _same_grid(volume, reference)]
+    stack = np.stack([_on_grid_of(volume, reference) for volume in volumes.values()])
+    label_map = None if labels is None else labels.data
+    mask = foreground_mask(stack)
+    if not mask.any():
+        raise InputError("the images are empty", where=f"subject {number}", wanted="foreground", found="one value everywhere")
+    box = _box(mask, label_map, settings)
+    stack, mask, affine = np.ascontiguousarray(stack[:, *box.slices]), mask[box.slices], cropped_affine(reference.affine, box)
+    label_map = None if label_map is None else label_map[box.slices]
+    facts: dict[str, Any] = {
+        "grid": {"shape": list(reference.data.shape), "spacing_mm": _rounded(spacing_of(reference.affine)), "resampled_to_it": moved},
+        "crop": {"start": list(box.start), "stop": list(box.stop)} if settings.crop else None,
+        "n4": {},
+    }
+    if settings.n4:
+        factors = shrink_factors(spacing_of(affine), settings.n4_shrink)
+        for modality, image in zip(volumes, stack, strict=True):
+            facts["n4"][modality] = _without_bias(image, mask, affine, factors, f"subject {number}, {modality}")
+    if settings.spacing_mm is not None and not has_spacing(affine, settings.spacing_mm):
+        shape, target = spaced_grid(box.shape, affine, settings.spacing_mm)
+        stack = np.stack([within_view(image, affine, shape, target, order=1) for image in stack])
+        mask = within_view(mask.astype(np.uint8), affine, shape, target, order=0).astype(bool)
+        label_map = None if label_map is None else within_view(label_map, affine, shape, target, order=0)
+        affine = target
+    facts["result"] = {"shape": list(mask.shape), "spacing_mm": _rounded(spacing_of(affine)), "foreground_voxels": int(mask.sum())}
+    return Corrected(dict(zip(volumes, stack, strict=True)), mask, label_map, affine, facts)
+
+
+def _labels(path: Path, vocabulary: Vocabulary, number: int) -> Volume:
+    """The label map with its ids as they are, each checked against the widest vocabulary of the layout."""
+    while vocabulary.wider is not None:
+        vocabulary = vocabulary.wider
+    volume = _read(read_labels, path, f"subject {number}, label map")
+    vocabulary.check(volume.data, str(number))
+    return volume
+
+
+def _read(reader: Any, path: Path, called: str) -> Volume:
+    """Read a file; an error calls it by its subject's number, since its path may hold a patient's name."""
+    try:
+        volume: Volume = reader(path, called=called)
+    except InputError as error:
+        found = None if error.found is None else error.found.replace(str(path), "the file")
+        raise InputError(error.failed, where=called, wanted=error.wanted, found=found, todo=error.todo) from error
+    return volume
+
+
+def _same_grid(volume: Volume, reference: Volume) -> bool:
+    return same_grid(volume.data.shape, volume.affine, reference.data.shape, reference.affine)
+
+
+def _on_grid_of(volume: Volume, reference: Volume) -> Array:
+    if _same_grid(volume, reference):
+        return volume.data
+    return onto_grid(volume.data, volume.affine, reference.data.shape, reference.affine, order=1)
+
+
+def _box(mask: Array, labels: Array | None, settings: Settings) -> Box:
+    if not settings.crop:
+        x, y, z = mask.shape
+        return Box((0, 0, 0), (x, y, z))
+    return bounding_box(mask if labels is None else mask | (labels > 0), settings.margin)
+
+
+def _without_bias(image: Array, mask: Array, affine: Array, factors: Shape, called: str) -> dict[str, Any]:
+    """Divide an image by its bias field, in place; the voxels of the field's grid, and how far the field goes from end to end."""
+    field = log_bias_field(image, mask, spacing_of(affine), factors, called=called)
+    np.divide(image, np.exp(field), out=image)
+    low, high = np.percentile(field[mask], FIELD_PERCENTILES)
+    return {"shrink": list(factors), "field_ratio": round(float(np.exp(high - low)), 4)}
+
+
+def _rounded(spacing_mm: tuple[float, float, float]) -> list[float]:
+    return [round(edge, 4) for edge in spacing_mm]

@@ -1,0 +1,119 @@
+"""Jobs shared out among processes, one thread each; a subject that cannot be used does not stop the others."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from mergekit3d.errors import InputError, MergeKit3DError, UsageError
+from mergekit3d.preprocessing.subject import Job
+from mergekit3d.training.interruption import SIGNALS, Interruption
+
+Work = Callable[[Job], dict[str, Any]]
+LOOK_EVERY_S = 0.5
+PR_SET_PDEATHSIG = 1  # of sys/prctl.h
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Args:
+        job: the job.
+        value: its result; None: the subject cannot be used.
+        error: why.
+    """
+
+    job: Job
+    value: dict[str, Any] | None
+    error: InputError | None = None
+
+
+def worker_count(asked: int | None, jobs: int) -> int:
+    """As many processes as were asked for, else as there are processors; never more than jobs.
+
+    Raises:
+        UsageError: fewer than one was asked for.
+    """
+    if asked is not None and asked < 1:
+        raise UsageError("cannot share out the work", wanted="at least 1 worker", found=asked)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(asked or cores, jobs))
+
+
+def carry_out(work: Work, jobs: Sequence[Job], *, workers: int, interruption: Interruption) -> Generator[Outcome, None, None]:
+    """Do the jobs, in this process where one worker is enough; no new one is begun after a signal.
+
+    Args:
+        work: what to do with each; a function of a module.
+        jobs: what to do it with.
+        workers: processes.
+        interruption: its flag.
+
+    Yields:
+        Each job's outcome as it ends.
+
+    Raises:
+        MergeKit3DError: the output cannot be written, or a process was killed.
+    """
+    if workers > 1 and len(jobs) > 1:
+        yield from _in_processes(work, jobs, workers, interruption)
+        return
+    for job in jobs:
+        if interruption.signal_number is not None:
+            return
+        yield attempt(work, job)
+
+
+def attempt(work: Work, job: Job) -> Outcome:
+    """The outcome of one job; errors that concern more than its subject are raised."""
+    try:
+        return Outcome(job, work(job))
+    except InputError as error:
+        return Outcome(job, None, error)
+
+
+def _in_processes(work: Work, jobs: Sequence[Job], workers: int, interruption: Interruption) -> Generator[Outcome, None, None]:
+    waiting = list(reversed(jobs))
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_settle)
+    running: set[Future[Outcome]] = set()
+    finished = False
+    try:
+        while running or waiting:
+            while waiting and len(running) < workers and interruption.signal_number is None:
+                running.add(pool.submit(attempt, work, waiting.pop()))
+            if not running:
+                break
+            ended, running = wait(running, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
+            for future in ended:
+                yield future.result()
+        finished = True
+    except BrokenProcessPool as error:
+        todo = "free some memory, or pass fewer --workers, and run again with --resume"
+        raise MergeKit3DError("a process of the work was killed", todo=todo) from error
+    finally:
+        if not finished:
+            # Whatever stops the work stops the processes too: nobody waits for what they are at.
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle() -> None:
+    """Leave signals to the first process, end with it, and take one thread."""
+    import ctypes
+
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    except (AttributeError, OSError):
+        return
