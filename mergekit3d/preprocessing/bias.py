@@ -7,6 +7,8 @@ grid and evaluated on the whole one.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
@@ -37,10 +39,22 @@ def shrink_factors(spacing_mm: tuple[float, float, float], shrink: int | None) -
     return x, y, z
 
 
-def log_bias_field(image: Array, mask: Array, spacing_mm: tuple[float, float, float], factors: Shape, *, called: str) -> Array:
-    """The logarithm of the field that an image was multiplied by, up to a constant.
+@contextmanager
+def one_thread_an_image() -> Generator[None, None, None]:
+    """Within the block SimpleITK takes one thread for each image, whose sums are then the same to the bit, whatever the machine has."""
+    import SimpleITK
 
-    One thread does it, so that the result is the same to the bit on any machine of one kind, whatever else runs.
+    process = SimpleITK.ProcessObject
+    before = process.GetGlobalDefaultNumberOfThreads()
+    process.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        process.SetGlobalDefaultNumberOfThreads(before)
+
+
+def log_bias_field(image: Array, mask: Array, spacing_mm: tuple[float, float, float], factors: Shape, *, called: str) -> Array:
+    """The logarithm of the field that an image was multiplied by, up to a constant; to be called within `one_thread_an_image`.
 
     Args:
         image: (X, Y, Z) float32.
@@ -72,7 +86,6 @@ def log_bias_field(image: Array, mask: Array, spacing_mm: tuple[float, float, fl
         wanted = f"{FEWEST_VOXELS} foreground voxels on the shrunken grid"
         raise InputError("too little foreground for N4", where=called, wanted=wanted, found=counted, todo="shrink less, or pass --no-n4")
     corrector = SimpleITK.N4BiasFieldCorrectionImageFilter()
-    corrector.SetNumberOfThreads(1)
     try:
         corrector.Execute(small, small_inside)
         field = SimpleITK.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(whole))

@@ -17,7 +17,7 @@ from mergekit3d.errors import InputError, ProblemCollector, UsageError
 from mergekit3d.preprocessing.placing import Place
 from mergekit3d.preprocessing.settings import VERSION
 from mergekit3d.preprocessing.subject import CORRECTED, DONE_BEFORE, FINISHED, MEASURES, RECORDS
-from mergekit3d.storage.atomic import output_error, refuse_existing, write_json
+from mergekit3d.storage.atomic import output_error, write_json
 from mergekit3d.storage.seal import canonical_json, file_digest, hash_in_parallel
 from mergekit3d.textfiles import read_json_object
 
@@ -41,6 +41,18 @@ class Ledger:
     def work(self) -> Path:
         """The folder for what is not finished."""
         return self.out / WORK
+
+    def begin(self) -> None:
+        """From here on the output is this run's: the record of the last one goes, its notes stay.
+
+        Raises:
+            OutputError: the file system refused.
+        """
+        write_json(self.work / SETTINGS, {"settings": dict(self.settings), "subjects": []})
+        try:
+            (self.out / RECORD).unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(error, self.out) from error
 
     def standing(self, places: Sequence[Place]) -> dict[int, dict[str, str]]:
         """Digests of the outputs that are there, by number of the subject and name of the file.
@@ -68,7 +80,7 @@ class Ledger:
             raise UsageError(
                 "the output holds files that are not of an earlier run, or were changed since",
                 where=f"subject {place.number}",
-                found=f"{strangers} files",
+                found="1 file" if strangers == 1 else f"{strangers} files",
                 todo="move them away, or write to another folder",
             )
         return digests
@@ -117,8 +129,8 @@ def refuse_output(data: Path, out: Path, *, force: bool, resume: bool) -> None:
         holds = out.is_dir() and any(path.name == WORK or not path.name.startswith(".") for path in out.iterdir())
     except OSError as error:
         raise output_error(error, out) from error
-    if holds and not resume:
-        refuse_existing(out, force=force)
+    if holds and not resume and not force:
+        raise UsageError("the output exists already", where=out, todo="pass --resume to go on with it, or --force to make it anew")
 
 
 def open_ledger(out: Path, settings: Mapping[str, Any], *, force: bool) -> Ledger:
@@ -150,8 +162,6 @@ def open_ledger(out: Path, settings: Mapping[str, Any], *, force: bool) -> Ledge
         ledger.note(record)
         if record.get("measured") and not force:
             write_json(ledger.work / MEASURES / f"{record['measured']['geometry']}.json", record["measured"])
-    write_json(ledger.work / SETTINGS, {"settings": dict(settings), "subjects": []})
-    (out / RECORD).unlink(missing_ok=True)
     return ledger
 
 

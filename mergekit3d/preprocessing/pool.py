@@ -1,10 +1,11 @@
-"""Jobs shared out among processes, one thread each; a subject that cannot be used does not stop the others."""
+"""Jobs shared out among processes; a subject that cannot be used does not stop the others."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -17,7 +18,6 @@ from mergekit3d.training.interruption import SIGNALS, Interruption
 
 Work = Callable[[Job], dict[str, Any]]
 LOOK_EVERY_S = 0.5
-PR_SET_PDEATHSIG = 1  # of sys/prctl.h
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,17 @@ def worker_count(asked: int | None, jobs: int) -> int:
     """
     if asked is not None and asked < 1:
         raise UsageError("cannot share out the work", wanted="at least 1 worker", found=asked)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(asked or cores, jobs))
+    return max(1, min(asked or processors(), jobs))
+
+
+def threads_each(workers: int) -> int:
+    """Threads that each process may take, so that all together take no more than there are processors."""
+    return max(1, processors() // workers)
+
+
+def processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def carry_out(work: Work, jobs: Sequence[Job], *, workers: int, interruption: Interruption) -> Generator[Outcome, None, None]:
@@ -107,13 +116,14 @@ def _in_processes(work: Work, jobs: Sequence[Job], workers: int, interruption: I
 
 
 def _settle() -> None:
-    """Leave signals to the first process, end with it, and take one thread."""
-    import ctypes
-
-    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
+    """Leave signals to the first process, and end with it, also where it is killed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    except (AttributeError, OSError):
-        return
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_with_the_first() -> None:
+    first = multiprocessing.parent_process()
+    assert first is not None
+    first.join()
+    os._exit(1)

@@ -124,6 +124,7 @@ def preprocess(
     with output_lock(out):
         ledger = open_ledger(out, _identity(settings, dataset.layout, scale, model), force=force)
         standing = ledger.standing(targets)
+        ledger.begin()
         run = Run(ledger, targets, [replace(job, standing=standing[job.number]) for job in jobs], workers, reporter)
         final = run.through(settings, scale, None if model is None else model.number)
         ledger.close(run.records, run.failed, None if final is None else final.as_json(), dataset.layout)
