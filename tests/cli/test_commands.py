@@ -10,8 +10,8 @@ import pytest
 from mergekit3d.options import Options
 
 EVERY_COMMAND = (
-    "demo", "phantom", "inspect", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare", "plot", "run",
-    "verify", "convert", "schema", "methods",
+    "demo", "phantom", "inspect", "preprocess", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare", "plot",
+    "run", "verify", "convert", "schema", "methods",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ EVALUATE_NEEDS = (
             ["evaluate", "--pred", "p"],
             "evaluate needs --truth beside --pred; for example: mergekit3d evaluate --pred predictions/ --truth brats/",
         ),
+        (["preprocess", "brats"], "preprocess needs a folder to write; for example: mergekit3d preprocess brats/ brats-n4/"),
         (["compare", "a.csv"], "compare needs two files or more; for example: mergekit3d compare timm/metrics.csv imm/metrics.csv"),
         (["plot"], "plot needs a file; for example: mergekit3d plot out/adapt/ratios.json"),
         (["inspect"], "inspect needs checkpoints or a recipe; for example: mergekit3d inspect m1.pt m2.pt"),
@@ -97,6 +98,24 @@ def test_run_takes_its_recipe_as_an_argument(mergekit, fake):
     assert 0 == mergekit("run", "r.yaml", "--set", "seed=1").exit_code
     assert (Path("r.yaml"),) == seen["arguments"]
     assert ("seed=1",) == seen["overrides"]
+
+
+def test_preprocess_passes_every_flag(mergekit, fake):
+    """Sizes arrive parsed; what was not given is the library's default."""
+    seen = fake("preprocess")
+
+    outcome = mergekit(
+        "preprocess", "in", "out", "--no-n4", "--no-crop", "--margin", 4, "--spacing-mm", "1,1,2.5", "--intensity", "nyul",
+        "--landmarks", "a.json", "--workers", 3, "--resume", "--layout", "hcp", "--subjects-file", "names.txt", "--n4-shrink", 3,
+    )  # fmt: skip
+
+    assert 0 == outcome.exit_code, outcome.stderr
+    assert (Path("in"), Path("out")) == seen.pop("arguments")
+    seen.pop("reporter")
+    assert {
+        "n4": False, "n4_shrink": 3, "crop": False, "margin": 4, "spacing_mm": (1.0, 1.0, 2.5), "intensity": "nyul", "reference": None,
+        "landmarks": Path("a.json"), "workers": 3, "resume": True, "force": False, "layout": "hcp", "subjects_file": Path("names.txt"),
+    } == seen  # fmt: skip
 
 
 def test_fisher_of_a_checkpoint(mergekit, fake):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mergekit3d.errors import UsageError
-from mergekit3d_cli.flags import names_of, overrides_of, regions_of, size_of
+from mergekit3d_cli.flags import names_of, overrides_of, regions_of, size_of, spacing_of
 
 
 @pytest.mark.parametrize(("expected", "text"), [(None, None), ((64, 64, 64), "64"), ((64, 64, 48), "64, 64,48")])
@@ -41,6 +41,19 @@ def test_other_regions_are_refused(texts):
     """A set beside a region, no ids, no name, ids that are no numbers."""
     with pytest.raises(UsageError, match="cannot read the region"):
         regions_of(texts)
+
+
+@pytest.mark.parametrize(("expected", "text"), [(None, None), ((1.0, 1.0, 1.0), "1"), ((0.7, 0.7, 2.5), "0.7, 0.7,2.5")])
+def test_voxel_size_is_one_number_or_three(expected, text):
+    """One stands for a cube."""
+    assert expected == spacing_of(text, "--spacing-mm")
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "a", "-1", "1,1,1,1", "nan", "1e3"])
+def test_other_voxel_sizes_are_refused(text):
+    """In one line that names the flag."""
+    with pytest.raises(UsageError, match="cannot read the voxel size: --spacing-mm: wanted one or three numbers of mm"):
+        spacing_of(text, "--spacing-mm")
 
 
 def test_overrides_need_a_key_and_an_equals_sign():

@@ -314,6 +314,21 @@ def test_link_to_nothing_counts_as_existing(tmp_path):
         atomic.refuse_existing(tmp_path / "link", force=False)
 
 
+def test_folder_is_moved_as_a_whole(tmp_path):
+    """With the folders above its place; a place that is taken is an output error, and both stay."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+
+    atomic.move_into_place(tmp_path / "a", tmp_path / "x" / "y")
+
+    assert "a" == (tmp_path / "x" / "y" / "file").read_text()
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(OutputError, match="cannot write: .*/x: found directory not empty"):
+        atomic.move_into_place(tmp_path / "b", tmp_path / "x" / "y")
+    assert ("a", "b") == ((tmp_path / "x" / "y" / "file").read_text(), (tmp_path / "b" / "file").read_text())
+
+
 def test_sweep_takes_what_dead_processes_left_and_nothing_else(tmp_path):
     """Temporary files of a finished process, or of an earlier one with this number, go; others stay."""
     dead = subprocess.Popen([sys.executable, "-c", ""])

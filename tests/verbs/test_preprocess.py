@@ -365,7 +365,7 @@ def test_files_of_many_subjects_in_one_folder_keep_their_places(source, tmp_path
 
 
 def command(data, out, *flags):
-    arguments = ["preprocess", str(data), str(out), "--n4-shrink", "1", "--intensity", "nyul", "--workers", "2", *flags]
+    arguments = ["preprocess", str(data), str(out), "--n4-shrink", "2", "--intensity", "nyul", "--workers", "2", *flags]
     return [sys.executable, "-m", "mergekit3d_cli", *arguments]
 
 
@@ -387,6 +387,7 @@ def stop(data, out, number, ready):
     return process.returncode, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["learning", "writing"])
 def test_stopped_run_goes_on_to_the_same_bytes(source, tmp_path, through, number, stage):
