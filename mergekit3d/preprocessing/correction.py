@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +12,7 @@ import numpy as np
 from mergekit3d.datasets.prepare import Box, bounding_box, cropped_affine
 from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.errors import InputError
-from mergekit3d.preprocessing.bias import log_bias_field, one_thread_an_image, shrink_factors
+from mergekit3d.preprocessing.bias import log_bias_field, shrink_factors
 from mergekit3d.preprocessing.settings import Settings
 from mergekit3d.volumes.nifti import Volume, read_image, read_labels
 from mergekit3d.volumes.normalise import foreground_mask
@@ -56,9 +55,7 @@ def load_corrected(path: Path, facts: Mapping[str, Any]) -> Corrected:
         return Corrected(images, content["mask"], content[LABEL] if LABEL in content.files else None, content["affine"], facts)
 
 
-def correct(
-    images: Mapping[str, Path], label: Path | None, settings: Settings, vocabulary: Vocabulary, *, number: int, threads: int = 1
-) -> Corrected:
+def correct(images: Mapping[str, Path], label: Path | None, settings: Settings, vocabulary: Vocabulary, *, number: int) -> Corrected:
     """Read a subject, bring it onto one grid, crop it, correct its bias field, and resample it.
 
     The grid is the label map's, else that of the first modality by name; modalities on another one are resampled to it linearly. Label maps
@@ -70,7 +67,6 @@ def correct(
         settings: what to do.
         vocabulary: ids that the label map may hold.
         number: of the subject, for errors.
-        threads: that N4 may take, one an image.
 
     Raises:
         InputError: a file is missing, damaged or not finite, a label is unknown, there is no foreground, or N4 failed.
@@ -94,7 +90,10 @@ def correct(
     }
     if settings.n4:
         factors = shrink_factors(spacing_of(affine), settings.n4_shrink)
-        facts["n4"] = _without_bias(dict(zip(volumes, stack, strict=True)), mask, affine, factors, number=number, threads=threads)
+        facts["n4"] = {
+            modality: _without_bias(image, mask, factors, f"subject {number}, {modality}")
+            for modality, image in zip(volumes, stack, strict=True)
+        }
     if settings.spacing_mm is not None and not has_spacing(affine, settings.spacing_mm):
         shape, target = spaced_grid(box.shape, affine, settings.spacing_mm)
         stack = np.stack([within_view(image, affine, shape, target, order=1) for image in stack])
@@ -141,20 +140,12 @@ def _box(mask: Array, labels: Array | None, settings: Settings) -> Box:
     return bounding_box(mask if labels is None else mask | (labels > 0), settings.margin)
 
 
-def _without_bias(
-    images: Mapping[str, Array], mask: Array, affine: Array, factors: Shape, *, number: int, threads: int
-) -> dict[str, dict[str, Any]]:
-    """Divide images by their bias fields, in place; for each the shrink factors, and how far its field goes from end to end."""
-
-    def work(modality: str) -> dict[str, Any]:
-        image = images[modality]
-        field = log_bias_field(image, mask, spacing_of(affine), factors, called=f"subject {number}, {modality}")
-        np.divide(image, np.exp(field), out=image)
-        low, high = np.percentile(field[mask], FIELD_PERCENTILES)
-        return {"shrink": list(factors), "field_ratio": round(float(np.exp(high - low)), 4)}
-
-    with one_thread_an_image(), ThreadPoolExecutor(threads) as pool:  # SimpleITK releases the interpreter lock
-        return dict(zip(images, pool.map(work, images), strict=True))
+def _without_bias(image: Array, mask: Array, factors: Shape, called: str) -> dict[str, Any]:
+    """Divide an image by its bias field, in place; the shrink factors, and how far the field goes from end to end."""
+    field = log_bias_field(image, mask, factors, called=called)
+    np.divide(image, np.exp(field), out=image)
+    low, high = np.percentile(field[mask], FIELD_PERCENTILES)
+    return {"shrink": list(factors), "field_ratio": round(float(np.exp(high - low)), 4)}
 
 
 def _rounded(spacing_mm: tuple[float, float, float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""Jobs shared out among processes; a subject that cannot be used does not stop the others."""
+"""Jobs shared out among processes, one thread each; a subject that cannot be used does not stop the others."""
 
 from __future__ import annotations
 
@@ -44,11 +44,6 @@ def worker_count(asked: int | None, jobs: int) -> int:
     if asked is not None and asked < 1:
         raise UsageError("cannot share out the work", wanted="at least 1 worker", found=asked)
     return max(1, min(asked or processors(), jobs))
-
-
-def threads_each(workers: int) -> int:
-    """Threads that each process may take, so that all together take no more than there are processors."""
-    return max(1, processors() // workers)
 
 
 def processors() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from mergekit3d.errors import InputError, Interrupted
 from mergekit3d.preprocessing.ledger import REPLACED, Ledger
 from mergekit3d.preprocessing.placing import Place
-from mergekit3d.preprocessing.pool import Work, carry_out, threads_each, worker_count
+from mergekit3d.preprocessing.pool import Work, carry_out, worker_count
 from mergekit3d.preprocessing.scales import Landmarks, learn
 from mergekit3d.preprocessing.settings import LEARNED, Settings
 from mergekit3d.preprocessing.subject import DONE_BEFORE, Job, finish, measure
@@ -89,7 +89,6 @@ class Run:
     def _each(self, work: Work, jobs: Sequence[Job], what: str, interruption: Interruption, then: Callable[[Job, Any], None]) -> None:
         """Do the jobs and hand on what comes of them; a subject that cannot be used is noted."""
         workers = worker_count(self.workers, len(jobs))
-        jobs = [replace(job, threads=threads_each(workers)) for job in jobs]
         ended = 0
         with (
             self.reporter.task(what, len(jobs)) as progress,

@@ -41,7 +41,6 @@ class Job:
         landmarks: the scale, where the intensities need one.
         standing: digests of the outputs that are there already, by modality or label.
         anew: do it again where it was done before.
-        threads: that N4 may take, one an image.
     """
 
     number: int
@@ -54,7 +53,6 @@ class Job:
     landmarks: Landmarks | None = None
     standing: Mapping[str, str] = field(default_factory=dict)
     anew: bool = False
-    threads: int = 1
 
     @property
     def folder(self) -> Path:
@@ -157,7 +155,7 @@ def _geometry(job: Job, inputs: Mapping[str, str]) -> str:
 
 
 def _corrected(job: Job) -> Corrected:
-    return correct(job.images, job.label, job.settings, job.vocabulary, number=job.number, threads=job.threads)
+    return correct(job.images, job.label, job.settings, job.vocabulary, number=job.number)
 
 
 def _kept(job: Job, geometry: str) -> Path:

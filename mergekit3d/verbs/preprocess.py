@@ -11,7 +11,6 @@ from mergekit3d.datasets import find_dataset
 from mergekit3d.datasets.split import read_names
 from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError, Problems, UsageError
-from mergekit3d.preprocessing.bias import require_simpleitk
 from mergekit3d.preprocessing.ledger import RECORD, WORK, open_ledger, refuse_output
 from mergekit3d.preprocessing.placing import Place, places
 from mergekit3d.preprocessing.run import RESUME, Run
@@ -113,8 +112,6 @@ def preprocess(
     data, out = Path(data), Path(out)
     settings = Settings(n4=n4, n4_shrink=n4_shrink, crop=crop, margin=margin, spacing_mm=spacing_mm, intensity=intensity)
     _check_scale(settings, reference, landmarks)
-    if n4:
-        require_simpleitk()
     refuse_output(data, out, force=force, resume=resume)
     dataset = find_dataset(data, layout)
     targets = places(dataset, _chosen(dataset, subjects_file))

@@ -365,7 +365,7 @@ def test_files_of_many_subjects_in_one_folder_keep_their_places(source, tmp_path
 
 
 def command(data, out, *flags):
-    arguments = ["preprocess", str(data), str(out), "--n4-shrink", "2", "--intensity", "nyul", "--workers", "2", *flags]
+    arguments = ["preprocess", str(data), str(out), "--n4-shrink", "1", "--intensity", "nyul", "--workers", "2", *flags]
     return [sys.executable, "-m", "mergekit3d_cli", *arguments]
 
 
@@ -448,13 +448,6 @@ def test_signal_in_this_process_finishes_the_subject(source, tmp_path, monkeypat
 def test_workers_are_as_many_as_there_are_jobs():
     """Never more processes than subjects."""
     assert (1, 3, 2) == (pool.worker_count(8, 1), pool.worker_count(3, 9), pool.worker_count(2, 2))
-
-
-def test_threads_of_all_processes_are_no_more_than_processors(monkeypatch):
-    """Few subjects on many processors: N4 takes the images of each at once."""
-    monkeypatch.setattr(pool, "processors", lambda: 8)
-
-    assert [8, 2, 1, 1] == [pool.threads_each(workers) for workers in (1, 3, 8, 12)]
 
 
 def test_missing_subject_of_the_list_is_told_by_its_line(source, tmp_path):
