@@ -7,7 +7,7 @@ small matrices, one an axis. SimpleITK, which goes from voxel to voxel, takes so
 Source: Tustison et al., "N4ITK: improved N3 bias correction", IEEE Trans. Med. Imaging 29 (2010), with the defaults of ITK's filter, and
 equal to it iteration by iteration (a test has it). Sharpening: Sled, Zijdenbos, Evans, IEEE Trans. Med. Imaging 17 (1998). Fitting: Lee,
 Wolberg, Shin, "Scattered data interpolation with multilevel B-splines", IEEE Trans. Vis. Comput. Graph. 3 (1997).
-What differs: on the whole grid the field lies where it was found; ITK stretches it by up to a voxel of the shrunken one.
+What differs: on the whole grid the field lies where it was found; ITK stretches the field of the shrunken grid over it.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _Axis:
 
     @property
     def first(self) -> int:
-        return (self.size - 1 - (self.shrunken_size - 1) * self.factor) // 2
+        return (self.size - (self.shrunken_size - 1) * self.factor) // 2
 
     @property
     def slice(self) -> slice:
