@@ -73,9 +73,10 @@ class Ledger:
         there = {name: self.out / path for name, path in place.files.items() if (self.out / path).is_file()}
         try:
             digests = hash_in_parallel(there, lambda name: file_digest(there[name]))
-            strangers = sum(digest not in known for digest in digests.values()) + place.strangers(self.out)
+            found = [*digests.values(), *(file_digest(path) if path.is_file() else "" for path in place.others(self.out))]
         except OSError as error:
             raise output_error(error, self.out) from error
+        strangers = sum(digest not in known for digest in found)
         if strangers:
             raise UsageError(
                 "the output holds files that are not of an earlier run, or were changed since",

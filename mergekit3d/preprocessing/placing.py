@@ -30,15 +30,13 @@ class Place:
     files: Mapping[str, Path]
     folder: Path | None
 
-    def strangers(self, out: Path) -> int:
-        """Files in the subject's folder, hidden ones aside, that are not its outputs; they would go with the folder."""
+    def others(self, out: Path) -> list[Path]:
+        """What else lies in the subject's folder in the output, hidden files aside: it would go with the folder."""
         if self.folder is None or not (out / self.folder).is_dir():
-            return 0
+            return []
         own = {out / path for path in self.files.values()}
-        there = (
-            path for path in (out / self.folder).rglob("*") if not path.name.startswith(".") and (path.is_symlink() or not path.is_dir())
-        )
-        return sum(path not in own for path in there)
+        there = (path for path in sorted((out / self.folder).rglob("*")) if not path.name.startswith(".") and path not in own)
+        return [path for path in there if path.is_symlink() or not path.is_dir()]
 
     def fill(self, finished: Path, out: Path, spare: Path) -> None:
         """Move finished files into their place: the folder as a whole where the subject has one, else images first and labels last.

@@ -76,6 +76,9 @@ class Run:
             self.ledger.note(record)
             place = next(place for place in self.places if place.number == job.number)
             place.fill(job.folder, self.ledger.out, self.ledger.work / REPLACED / str(job.number))
+        moved = record["grid"]["resampled_to_it"]
+        if moved and not record[DONE_BEFORE]:
+            self.reporter.info(f"subject {job.number}: {', '.join(moved)} resampled onto the grid of the subject")
         self.records.append(record)
 
     def _learned(self, kind: str, reference: int | None, interruption: Interruption) -> Landmarks:

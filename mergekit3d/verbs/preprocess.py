@@ -13,6 +13,7 @@ from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError, Problems, UsageError
 from mergekit3d.preprocessing.ledger import RECORD, WORK, open_ledger, refuse_output
 from mergekit3d.preprocessing.placing import Place, places
+from mergekit3d.preprocessing.pool import worker_count
 from mergekit3d.preprocessing.run import RESUME, Run
 from mergekit3d.preprocessing.scales import Landmarks, read_landmarks
 from mergekit3d.preprocessing.settings import HISTOGRAM, LEARNED, Settings
@@ -96,7 +97,8 @@ def preprocess(
         reference: name or number of the subject whose histogram the others get.
         landmarks: the ``preprocess.json`` of another data set, onto whose scale (nyul or histogram) to map.
         subjects_file: file of names, one a line: only these subjects.
-        workers: processes, one thread each; None: one a processor.
+        workers: processes, one thread each; None: one a processor. A script that asks for several calls this under
+            ``if __name__ == "__main__":``, as each process imports it.
         force: make anew what an earlier run wrote; what no run wrote is never replaced.
         resume: keep what an earlier run did with the same settings from the same input.
         reporter: where progress goes.
@@ -112,6 +114,7 @@ def preprocess(
     data, out = Path(data), Path(out)
     settings = Settings(n4=n4, n4_shrink=n4_shrink, crop=crop, margin=margin, spacing_mm=spacing_mm, intensity=intensity)
     _check_scale(settings, reference, landmarks)
+    worker_count(workers, 1)
     refuse_output(data, out, force=force, resume=resume)
     dataset = find_dataset(data, layout)
     targets = places(dataset, _chosen(dataset, subjects_file))

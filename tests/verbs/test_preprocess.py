@@ -19,6 +19,7 @@ from mergekit3d import preprocess
 from mergekit3d.datasets import find_dataset
 from mergekit3d.errors import InputError, Interrupted, OutputError, Problems, UsageError
 from mergekit3d.preprocessing import pool, subject
+from mergekit3d.progress import SILENT
 from mergekit3d.volumes.nifti import Grid, read_image, read_labels, write_volume
 
 QUICK = {"n4": False, "workers": 1}
@@ -174,6 +175,36 @@ def test_resume_does_what_is_missing_or_has_another_input(brats, tmp_path):
     assert (5, 3) == (result.subjects, result.done_before)
     preprocess(brats, tmp_path / "anew", **QUICK)
     assert files(tmp_path / "anew") == files(out)
+
+
+def test_file_that_the_input_no_longer_has_goes(brats, tmp_path):
+    """It is ours: the subject is done again without it."""
+    preprocess(brats, tmp_path / "out", **QUICK)
+    (brats / "LGG" / "Brats18_X_0_1" / "Brats18_X_0_1_seg.nii.gz").unlink()
+
+    assert 4 == preprocess(brats, tmp_path / "out", resume=True, **QUICK).done_before
+
+    assert not (tmp_path / "out" / "LGG" / "Brats18_X_0_1" / "Brats18_X_0_1_seg.nii.gz").exists()
+
+
+def test_resampling_onto_one_grid_is_told(brats, tmp_path):
+    """By the subject's number; the record keeps it."""
+    path = find_dataset(brats).subjects[1].images["t2"]
+    image = read_image(path)
+    affine = image.native.affine.copy()
+    affine[:3, 3] += 3.3
+    write_volume(path, image.data, native=Grid(image.native.shape, affine))
+    said = []
+
+    class Notes:
+        info = staticmethod(said.append)
+        warn = info
+        task = staticmethod(SILENT.task)
+
+    preprocess(brats, tmp_path / "out", reporter=Notes, **QUICK)
+
+    assert ["subject 2: t2 resampled onto the grid of the subject"] == said
+    assert ["t2"] == record(tmp_path / "out")["subjects"][1]["grid"]["resampled_to_it"]
 
 
 def test_existing_output_is_refused(source, tmp_path):
