@@ -6,7 +6,7 @@ Both write the same files of the same subjects (generated ones, T1, T1ce, T2, FL
 as a process of its own, its start counted, on one processor; mergekit3d once more on all. SimpleITK once carries out the steps in the
 textbook's order (N4 on the whole image), and once crops first, as mergekit3d does. The runs take turns, so that a machine that slows down
 slows all; processor time is what other work on the machine disturbs least.
-Ends with a line on how far the results agree, and exits non-zero where one cannot be measured.
+Then N4 alone, image by image. Ends with a line on how far the results agree, and exits non-zero where one cannot be measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ import SimpleITK
 
 from mergekit3d import phantom
 from mergekit3d.datasets import find_dataset
+from mergekit3d.datasets.prepare import bounding_box
 from mergekit3d.datasets.subject import Subject
+from mergekit3d.preprocessing.bias import log_bias_field
 from mergekit3d.volumes.nifti import read_image
 
 MARGIN = 2
@@ -82,6 +84,7 @@ def measure(data: Path, root: Path, chosen: argparse.Namespace) -> None:
     for variant in VARIANTS:
         cells = [_spread(values) for kept in (processor, wall) for values in (kept[variant], _ratios(kept, variant))]
         print(f"| {variant} | {' | '.join(cells)} |")
+    bias_fields(subjects, chosen.n4_shrink)
     agreement = [compare(subject, root) for subject in subjects]
     print(f"\nCorrelation with SimpleITK's images (textbook order), over the foreground: at least {min(agreement):.4f}")
 
@@ -100,6 +103,29 @@ def run(variant: str, data: Path, out: Path, chosen: argparse.Namespace) -> tupl
     if process.wait() != 0:
         sys.exit(f"cannot measure: {variant} failed")
     return time.perf_counter() - began, _children() - before
+
+
+def bias_fields(subjects: Sequence[Subject], shrink: int) -> None:
+    """N4 alone on every cropped image, in this process: processor seconds of both, and how far the logarithms of the fields are apart."""
+    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    print("\n| N4 of | mergekit3d | SimpleITK | of SimpleITK's | field, standard deviation | difference |\n|---|---|---|---|---|---|")
+    for number, subject in enumerate(subjects, 1):
+        for modality, path in sorted(subject.images.items()):
+            image = read_image(path).data
+            image = np.ascontiguousarray(image[bounding_box(image != 0, MARGIN).slices])
+            began = time.process_time()
+            ours = log_bias_field(image, image != 0, (shrink, shrink, shrink), called=modality)
+            between = time.process_time()
+            whole, mask = SimpleITK.GetImageFromArray(image), SimpleITK.GetImageFromArray((image != 0).astype(np.uint8))
+            corrector = SimpleITK.N4BiasFieldCorrectionImageFilter()
+            corrector.Execute(*(SimpleITK.Shrink(item, [shrink] * 3) for item in (whole, mask)))
+            theirs = SimpleITK.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(whole))
+            own, other = between - began, time.process_time() - between
+            spread, apart = theirs[image != 0].std(), (ours - theirs)[image != 0].std()
+            print(
+                f"| subject {number}, {modality} | {own:.2f} s | {other:.2f} s | {own / other:.3f} | {spread:.3f} | {apart:.4f} |",
+                flush=True,
+            )
 
 
 def _children() -> float:
