@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +16,7 @@ from mergekit3d.preprocessing.bias import log_bias_field, shrink_factors
 from mergekit3d.preprocessing.settings import Settings
 from mergekit3d.volumes.nifti import Volume, read_image, read_labels
 from mergekit3d.volumes.normalise import foreground_mask
-from mergekit3d.volumes.orientation import Array, Shape, spacing_of
+from mergekit3d.volumes.orientation import Array, spacing_of
 from mergekit3d.volumes.resample import has_spacing, onto_grid, same_grid, spaced_grid, within_view
 
 LABEL = "label"
@@ -73,35 +73,56 @@ def correct(images: Mapping[str, Path], label: Path | None, settings: Settings, 
     """
     volumes = {modality: _read(read_image, path, f"subject {number}, {modality}") for modality, path in sorted(images.items())}
     labels = None if label is None else _labels(label, vocabulary, number)
+    corrected = _on_one_grid(volumes, labels, settings, number)
+    if settings.n4:
+        corrected = _without_bias(corrected, settings.n4_shrink, number)
+    if settings.spacing_mm is not None and not has_spacing(corrected.affine, settings.spacing_mm):
+        corrected = _respaced(corrected, settings.spacing_mm)
+    mask = corrected.mask
+    result = {"shape": list(mask.shape), "spacing_mm": _rounded(spacing_of(corrected.affine)), "foreground_voxels": int(mask.sum())}
+    return replace(corrected, facts={**corrected.facts, "result": result})
+
+
+def _on_one_grid(volumes: Mapping[str, Volume], labels: Volume | None, settings: Settings, number: int) -> Corrected:
+    """The images and the label map on its grid, cropped."""
     reference = labels if labels is not None else next(iter(volumes.values()))
-    moved = [name for name, volume in volumes.items() if not _same_grid(volume, reference)]
+    moved = [modality for modality, volume in volumes.items() if not _same_grid(volume, reference)]
     stack = np.stack([_on_grid_of(volume, reference) for volume in volumes.values()])
-    label_map = None if labels is None else labels.data
     mask = foreground_mask(stack)
     if not mask.any():
         raise InputError("the images are empty", where=f"subject {number}", wanted="foreground", found="one value everywhere")
-    box = _box(mask, label_map, settings)
-    stack, mask, affine = np.ascontiguousarray(stack[:, *box.slices]), mask[box.slices], cropped_affine(reference.affine, box)
-    label_map = None if label_map is None else label_map[box.slices]
-    facts: dict[str, Any] = {
-        "grid": {"shape": list(reference.data.shape), "spacing_mm": _rounded(spacing_of(reference.affine)), "resampled_to_it": moved},
+    box = _box(mask, None if labels is None else labels.data, settings)
+    images = {modality: np.array(image[box.slices], order="C") for modality, image in zip(volumes, stack, strict=True)}
+    facts = {
+        "grid": {"shape": list(mask.shape), "spacing_mm": _rounded(spacing_of(reference.affine)), "resampled_to_it": moved},
         "crop": {"start": list(box.start), "stop": list(box.stop)} if settings.crop else None,
         "n4": None,
     }
-    if settings.n4:
-        factors = shrink_factors(spacing_of(affine), settings.n4_shrink)
-        facts["n4"] = {
-            modality: _without_bias(image, mask, factors, f"subject {number}, {modality}")
-            for modality, image in zip(volumes, stack, strict=True)
-        }
-    if settings.spacing_mm is not None and not has_spacing(affine, settings.spacing_mm):
-        shape, target = spaced_grid(box.shape, affine, settings.spacing_mm)
-        stack = np.stack([within_view(image, affine, shape, target, order=1) for image in stack])
-        mask = within_view(mask.astype(np.uint8), affine, shape, target, order=0).astype(bool)
-        label_map = None if label_map is None else within_view(label_map, affine, shape, target, order=0)
-        affine = target
-    facts["result"] = {"shape": list(mask.shape), "spacing_mm": _rounded(spacing_of(affine)), "foreground_voxels": int(mask.sum())}
-    return Corrected(dict(zip(volumes, stack, strict=True)), mask, label_map, affine, facts)
+    cropped = None if labels is None else labels.data[box.slices]
+    return Corrected(images, mask[box.slices], cropped, cropped_affine(reference.affine, box), facts)
+
+
+def _without_bias(corrected: Corrected, shrink: int | None, number: int) -> Corrected:
+    """The images divided by their bias fields; the facts tell the shrink factors, and how far each field goes from end to end."""
+    factors = shrink_factors(spacing_of(corrected.affine), shrink)
+    facts = {}
+    for modality, image in corrected.images.items():
+        field = log_bias_field(image, corrected.mask, factors, called=f"subject {number}, {modality}")
+        np.divide(image, np.exp(field), out=image)
+        low, high = np.percentile(field[corrected.mask], FIELD_PERCENTILES)
+        facts[modality] = {"shrink": list(factors), "field_ratio": round(float(np.exp(high - low)), 4)}
+    return replace(corrected, facts={**corrected.facts, "n4": facts})
+
+
+def _respaced(corrected: Corrected, spacing_mm: tuple[float, float, float]) -> Corrected:
+    """The same field of view at another voxel size: images linearly, mask and labels by the nearest voxel."""
+    x, y, z = corrected.mask.shape
+    affine = corrected.affine
+    shape, target = spaced_grid((x, y, z), affine, spacing_mm)
+    images = {modality: within_view(image, affine, shape, target, order=1) for modality, image in corrected.images.items()}
+    mask = within_view(corrected.mask.astype(np.uint8), affine, shape, target, order=0).astype(bool)
+    labels = None if corrected.labels is None else within_view(corrected.labels, affine, shape, target, order=0)
+    return replace(corrected, images=images, mask=mask, labels=labels, affine=target)
 
 
 def _labels(path: Path, vocabulary: Vocabulary, number: int) -> Volume:
@@ -138,14 +159,6 @@ def _box(mask: Array, labels: Array | None, settings: Settings) -> Box:
         x, y, z = mask.shape
         return Box((0, 0, 0), (x, y, z))
     return bounding_box(mask if labels is None else mask | (labels > 0), settings.margin)
-
-
-def _without_bias(image: Array, mask: Array, factors: Shape, called: str) -> dict[str, Any]:
-    """Divide an image by its bias field, in place; the shrink factors, and how far the field goes from end to end."""
-    field = log_bias_field(image, mask, factors, called=called)
-    np.divide(image, np.exp(field), out=image)
-    low, high = np.percentile(field[mask], FIELD_PERCENTILES)
-    return {"shrink": list(factors), "field_ratio": round(float(np.exp(high - low)), 4)}
 
 
 def _rounded(spacing_mm: tuple[float, float, float]) -> list[float]:
