@@ -102,9 +102,9 @@ def preprocess(
 
       mergekit3d preprocess brats/ brats-n4/
 
-      mergekit3d preprocess hcp/ hcp-1mm/ --spacing-mm 1 --intensity rank --resume
+      mergekit3d preprocess hcp/ hcp-1mm/ --spacing-mm 1 --intensity rank
 
-      mergekit3d preprocess new/ new-nyul/ --intensity nyul --landmarks old-nyul/preprocess.json
+      mergekit3d preprocess b/ b2/ --intensity nyul --landmarks a2/preprocess.json
     """
     example = "preprocess brats/ brats-n4/"
     data = needed(data, "preprocess", "a data set", example=example)
