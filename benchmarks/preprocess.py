@@ -3,10 +3,10 @@
     python benchmarks/preprocess.py [--subjects 2] [--repeats 3] [--labels DIR] [--spacing-mm 1.5] [--n4-shrink 4] [--data DIR]
 
 Both write the same files of the same subjects (generated ones, T1, T1ce, T2, FLAIR and labels, unless --data names a BraTS folder), each
-as a process of its own, its start counted, on one processor; mergekit3d once more on all. SimpleITK once carries out the steps in the
+as a process of its own, its start counted, on one processor. SimpleITK once carries out the steps in the
 textbook's order (N4 on the whole image), and once crops first, as mergekit3d does. The runs take turns, so that a machine that slows down
 slows all; processor time is what other work on the machine disturbs least.
-Then N4 alone, image by image. Ends with a line on how far the results agree, and exits non-zero where one cannot be measured.
+Ends with a line on how far the results agree, and exits non-zero where one cannot be measured.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ import SimpleITK
 
 from mergekit3d import phantom
 from mergekit3d.datasets import find_dataset
-from mergekit3d.datasets.prepare import bounding_box
 from mergekit3d.datasets.subject import Subject
-from mergekit3d.preprocessing.bias import log_bias_field
 from mergekit3d.volumes.nifti import read_image
 
 MARGIN = 2
-OURS, OURS_ALL, TEXTBOOK, CROP_FIRST = "mergekit3d", "mergekit3d, all processors", "SimpleITK, textbook order", "SimpleITK, crop first"
-VARIANTS = (OURS, OURS_ALL, TEXTBOOK, CROP_FIRST)
+OURS, TEXTBOOK, CROP_FIRST = "mergekit3d", "SimpleITK, textbook order", "SimpleITK, crop first"
+VARIANTS = (OURS, TEXTBOOK, CROP_FIRST)
 
 
 def main() -> None:
@@ -84,48 +82,23 @@ def measure(data: Path, root: Path, chosen: argparse.Namespace) -> None:
     for variant in VARIANTS:
         cells = [_spread(values) for kept in (processor, wall) for values in (kept[variant], _ratios(kept, variant))]
         print(f"| {variant} | {' | '.join(cells)} |")
-    bias_fields(subjects, chosen.n4_shrink)
     agreement = [compare(subject, root) for subject in subjects]
     print(f"\nCorrelation with SimpleITK's images (textbook order), over the foreground: at least {min(agreement):.4f}")
 
 
 def run(variant: str, data: Path, out: Path, chosen: argparse.Namespace) -> tuple[float, float]:
-    """Wall and processor seconds of one process and its own; on the first processor alone, but where all are meant."""
-    if variant in (OURS, OURS_ALL):
+    """Wall and processor seconds of one process and its own, on the first processor alone."""
+    if variant == OURS:
         command = ["-m", "mergekit3d_cli", "preprocess", data, out, "--layout", "brats2018", "--quiet"]
         command += ["--spacing-mm", chosen.spacing_mm, "--n4-shrink", chosen.n4_shrink]
     else:
         command = [__file__, "--simpleitk", data, out, variant, "--spacing-mm", chosen.spacing_mm, "--n4-shrink", chosen.n4_shrink]
-    processors = os.sched_getaffinity(0) if variant == OURS_ALL else {min(os.sched_getaffinity(0))}
     began, before = time.perf_counter(), _children()
     process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)  # noqa: S603  ours
-    os.sched_setaffinity(process.pid, processors)
+    os.sched_setaffinity(process.pid, {min(os.sched_getaffinity(0))})
     if process.wait() != 0:
         sys.exit(f"cannot measure: {variant} failed")
     return time.perf_counter() - began, _children() - before
-
-
-def bias_fields(subjects: Sequence[Subject], shrink: int) -> None:
-    """N4 alone on every cropped image, in this process: processor seconds of both, and how far the logarithms of the fields are apart."""
-    SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    print("\n| N4 of | mergekit3d | SimpleITK | of SimpleITK's | field, standard deviation | difference |\n|---|---|---|---|---|---|")
-    for number, subject in enumerate(subjects, 1):
-        for modality, path in sorted(subject.images.items()):
-            image = read_image(path).data
-            image = np.ascontiguousarray(image[bounding_box(image != 0, MARGIN).slices])
-            began = time.process_time()
-            ours = log_bias_field(image, image != 0, (shrink, shrink, shrink), called=modality)
-            between = time.process_time()
-            whole, mask = SimpleITK.GetImageFromArray(image), SimpleITK.GetImageFromArray((image != 0).astype(np.uint8))
-            corrector = SimpleITK.N4BiasFieldCorrectionImageFilter()
-            corrector.Execute(*(SimpleITK.Shrink(item, [shrink] * 3) for item in (whole, mask)))
-            theirs = SimpleITK.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(whole))
-            own, other = between - began, time.process_time() - between
-            spread, apart = theirs[image != 0].std(), (ours - theirs)[image != 0].std()
-            print(
-                f"| subject {number}, {modality} | {own:.2f} s | {other:.2f} s | {own / other:.3f} | {spread:.3f} | {apart:.4f} |",
-                flush=True,
-            )
 
 
 def _children() -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from mergekit3d.datasets.prepare import Box, bounding_box, cropped_affine
 from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.errors import InputError
-from mergekit3d.preprocessing.bias import log_bias_field, shrink_factors
+from mergekit3d.preprocessing.bias import log_bias_field, one_thread, shrink_factors
 from mergekit3d.preprocessing.settings import Settings
 from mergekit3d.volumes.nifti import Volume, read_image, read_labels
 from mergekit3d.volumes.normalise import foreground_mask
@@ -104,10 +104,12 @@ def _on_one_grid(volumes: Mapping[str, Volume], labels: Volume | None, settings:
 
 def _without_bias(corrected: Corrected, shrink: int | None, number: int) -> Corrected:
     """The images divided by their bias fields; the facts tell the shrink factors, and how far each field goes from end to end."""
-    factors = shrink_factors(spacing_of(corrected.affine), shrink)
+    spacing_mm = spacing_of(corrected.affine)
+    factors = shrink_factors(spacing_mm, shrink)
     facts = {}
     for modality, image in corrected.images.items():
-        field = log_bias_field(image, corrected.mask, factors, called=f"subject {number}, {modality}")
+        with one_thread():
+            field = log_bias_field(image, corrected.mask, spacing_mm, factors, called=f"subject {number}, {modality}")
         np.divide(image, np.exp(field), out=image)
         low, high = np.percentile(field[corrected.mask], FIELD_PERCENTILES)
         facts[modality] = {"shrink": list(factors), "field_ratio": round(float(np.exp(high - low)), 4)}

@@ -11,6 +11,7 @@ from mergekit3d.datasets import find_dataset
 from mergekit3d.datasets.split import read_names
 from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError, Problems, UsageError
+from mergekit3d.preprocessing.bias import require_simpleitk
 from mergekit3d.preprocessing.ledger import RECORD, WORK, open_ledger, refuse_output
 from mergekit3d.preprocessing.placing import Place, places
 from mergekit3d.preprocessing.pool import worker_count
@@ -87,7 +88,7 @@ def preprocess(
         data: folder of subjects.
         out: folder to write, outside of `data`.
         layout: of the data.
-        n4: correct the bias field (N4, on the foreground).
+        n4: correct the bias field (N4 of SimpleITK, which the extra ``preprocess`` installs; on the foreground).
         n4_shrink: of the grid that the field is estimated on; None: to voxels of about 4 mm.
         crop: to foreground and labels.
         margin: voxels around them.
@@ -115,6 +116,8 @@ def preprocess(
     settings = Settings(n4=n4, n4_shrink=n4_shrink, crop=crop, margin=margin, spacing_mm=spacing_mm, intensity=intensity)
     _check_scale(settings, reference, landmarks)
     worker_count(workers, 1)
+    if n4:
+        require_simpleitk()
     refuse_output(data, out, force=force, resume=resume)
     dataset = find_dataset(data, layout)
     targets = places(dataset, _chosen(dataset, subjects_file))

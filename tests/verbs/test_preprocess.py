@@ -133,6 +133,17 @@ def test_processes_change_nothing(source, tmp_path):
     assert files(tmp_path / "1") == files(tmp_path / "2")
 
 
+def test_only_n4_needs_simpleitk(source, tmp_path, monkeypatch):
+    """Where it is missing, N4 is refused before any work, and all else goes on without it."""
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+
+    with pytest.raises(UsageError, match=r"N4 needs SimpleITK; pip install 'mergekit3d\[preprocess\]', or pass --no-n4"):
+        preprocess(source / "brats", tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+    assert 5 == preprocess(source / "brats", tmp_path / "out", spacing_mm=(2, 2, 2), **QUICK).subjects
+
+
 def test_no_name_stands_in_the_record(source, tmp_path):
     """Numbers and digests alone; nor in the header of a file."""
     preprocess(source / "brats", tmp_path / "out", intensity="nyul", **QUICK)
@@ -396,7 +407,7 @@ def test_files_of_many_subjects_in_one_folder_keep_their_places(source, tmp_path
 
 
 def command(data, out, *flags):
-    arguments = ["preprocess", str(data), str(out), "--n4-shrink", "1", "--intensity", "nyul", "--workers", "2", *flags]
+    arguments = ["preprocess", str(data), str(out), "--n4-shrink", "2", "--intensity", "nyul", "--workers", "2", *flags]
     return [sys.executable, "-m", "mergekit3d_cli", *arguments]
 
 
