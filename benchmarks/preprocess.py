@@ -5,7 +5,8 @@
 Both write the same files of the same subjects (generated ones, T1, T1ce, T2, FLAIR and labels, unless --data names a BraTS folder), each
 as a process of its own, its start counted, on one processor. SimpleITK once carries out the steps in the textbook's order (N4 on the
 whole image), and once crops first, as mergekit3d does. The runs take turns, so that a machine that slows down slows all; processor time is
-what other work on the machine disturbs least. Ends with a line on how far the results agree, and exits non-zero where one cannot be measured.
+what other work on the machine disturbs least. Ends with a line on how far the results agree, and exits non-zero where one cannot be
+measured.
 """
 
 from __future__ import annotations
