@@ -106,6 +106,14 @@ def architecture_of(text: str | None) -> str | Mapping[str, Any] | None:
     return value
 
 
+def axes_of(text: str) -> tuple[int, ...]:
+    """Axes of RAS+ by their letters."""
+    letters = [letter.strip() for letter in text.split(",")]
+    if any(letter not in ("x", "y", "z") for letter in letters):
+        raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=text)
+    return tuple("xyz".index(letter) for letter in letters)
+
+
 def size_of(text: str | None, flag: str) -> tuple[int, int, int] | None:
     """Three voxel counts separated by commas; one number stands for a cube."""
     if text is None:

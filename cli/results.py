@@ -14,7 +14,7 @@ from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import Force, Layout, Names, Out, PatchSize, Regions, SubjectsFile, names_of, needed, regions_of, size_of, spacing_of
+from .flags import Force, Layout, Names, Out, PatchSize, Regions, SubjectsFile, axes_of, names_of, needed, regions_of, size_of, spacing_of
 
 
 def demo(*, options: Options, reporter: Reporter) -> Result:
@@ -130,29 +130,49 @@ def preprocess(
 
 
 def predict(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False)] = None,
     *,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="The subjects to segment.")] = None,
     layout: Layout = "auto",
     patch_size: PatchSize = None,
     overlap: Annotated[float, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows.")] = 0.5,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")] = False,
+    mirror_axes: Annotated[str, typer.Option(metavar="x,y,z", help="For --mirror: x is left-right.")] = "x",
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities/<subject>.nii.gz too.")] = False,
+    submission: Annotated[
+        Literal["brats"] | None, typer.Option(metavar="brats", help="Write the label ids of a challenge: 4, 1, 2 from ET, TC, WT.")
+    ] = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
     """Segment subjects, each on its own grid.
 
+    Several checkpoints are an ensemble: the mean of their probabilities.
+
     Examples:
 
       mergekit3d predict out/finetune/best.safetensors --data brats/ --out predictions/
+
+      mergekit3d predict a.safetensors b.safetensors --data brats/ --out
+      predictions/ --mirror --submission brats
     """
     example = "predict best.safetensors --data brats/ --out predictions/"
-    checkpoint = needed(checkpoint, "predict", "a checkpoint", example=example)
+    given = needed(checkpoints or None, "predict", "a checkpoint", example=example)
     data = needed(data, "predict", "data", example=example)
     out = needed(options.out, "predict", "an output folder", example=example)
-    window = size_of(patch_size, "--patch-size")
     return mergekit3d.predict(
-        checkpoint, data, out, layout=layout, patch_size=window, overlap=overlap, mirror=mirror, options=options, reporter=reporter
+        given[0] if len(given) == 1 else given,
+        data,
+        out,
+        layout=layout,
+        patch_size=size_of(patch_size, "--patch-size"),
+        overlap=overlap,
+        mirror=mirror,
+        mirror_axes=axes_of(mirror_axes),
+        probabilities=probabilities,
+        submission=submission,
+        options=options,
+        reporter=reporter,
     )
 
 

@@ -12,13 +12,14 @@ import numpy as np
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
 from mergekit3d.checkpoints import TaskSpec, load_tensors, open_checkpoint
 from mergekit3d.datasets.cache import SubjectStore
-from mergekit3d.datasets.labels import decode, encode
+from mergekit3d.datasets.labels import encode
 from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
 from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import TOLERANCE_MM, SubjectMeasures, measure_subject
 from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
+from mergekit3d.storage.seal import json_digest
 from mergekit3d.volumes.orientation import spacing_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from mergekit3d.training.devices import Runtime
 
 Array = np.ndarray[Any, Any]
-MIRROR_AXES = (0, 1, 2)
+MIRROR_AXES = (0,)
+"""Left and right: what trainings mirror along unless they are told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Predictor:
         runtime: device and precision.
         patch_size: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows.
-        mirror: average over mirrored copies.
+        mirror_axes: average over copies mirrored along each subset of these axes of RAS+; empty: no copies.
     """
 
     network: nn.Module
@@ -50,7 +52,7 @@ class Predictor:
     runtime: Runtime
     patch_size: tuple[int, int, int] | None = None
     overlap: float = 0.5
-    mirror: bool = False
+    mirror_axes: tuple[int, ...] = ()
 
     def probabilities(self, prepared: Prepared) -> Array:
         """Probabilities on the native grid within the foreground's box, (C, x, y, z) float32 in RAS+ axis order."""
@@ -66,14 +68,10 @@ class Predictor:
                 patch_size=self.patch_size,
                 multiple_of=architecture(self.spec.name).multiple_of(self.spec),
                 overlap=self.overlap,
-                mirror_axes=MIRROR_AXES if self.mirror else (),
+                mirror_axes=self.mirror_axes,
                 exclusive=self.task.exclusive,
             )
         return np.asarray(native_crop(values.float().cpu().numpy(), prepared))
-
-    def labels(self, prepared: Prepared) -> Array:
-        """The predicted label map on the whole native grid, (X, Y, Z) int32 in RAS+ axis order."""
-        return np.asarray(pasted(decode(self.probabilities(prepared), self.task), prepared))
 
     def masks(self, prepared: Prepared) -> dict[str, Array]:
         """The predicted mask of every output on the whole native grid, (X, Y, Z) in RAS+ axis order."""
@@ -86,7 +84,7 @@ def load_predictor(
     *,
     patch_size: tuple[int, int, int] | None = None,
     overlap: float = 0.5,
-    mirror: bool = False,
+    mirror_axes: tuple[int, ...] = (),
 ) -> Predictor:
     """A predictor from a checkpoint that says its architecture and task.
 
@@ -104,7 +102,7 @@ def load_predictor(
     check_shapes(spec, opened.shapes, opened.path)
     network = build_network(spec)
     network.load_state_dict(load_tensors(opened))
-    return predictor_from(network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror=mirror)
+    return predictor_from(network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror_axes=mirror_axes)
 
 
 def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, options: Options, **how: Any) -> Predictor:
@@ -115,7 +113,7 @@ def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, option
         spec: its architecture.
         task: what it puts out.
         options: device and precision.
-        how: patch_size, overlap and mirror of `Predictor`.
+        how: patch_size, overlap and mirror_axes of `Predictor`.
     """
     from mergekit3d.architectures.slabs import use_fast_cpu_convolutions
     from mergekit3d.training.devices import resolve_runtime
@@ -124,6 +122,45 @@ def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, option
     network = network.to(runtime.device).eval()
     use_fast_cpu_convolutions(network)
     return Predictor(network, spec, task, runtime, **how)
+
+
+def ensemble_of(checkpoints: Sequence[Path | str], options: Options, **how: Any) -> tuple[Predictor, ...]:
+    """Predictors from checkpoints that put out the same.
+
+    Args:
+        checkpoints: one or more.
+        options: device and precision.
+        how: patch_size, overlap and mirror_axes of `Predictor`.
+
+    Raises:
+        InputError: a checkpoint cannot be used, or is of another task than the first.
+    """
+    members = tuple(load_predictor(checkpoint, options, **how) for checkpoint in checkpoints)
+    first = members[0].task
+    for checkpoint, member in zip(checkpoints, members, strict=True):
+        task = member.task
+        if json_digest(task.as_json()) != json_digest(first.as_json()):
+            raise InputError(
+                "the checkpoints of an ensemble are of different tasks",
+                where=checkpoint,
+                wanted=_described(first),
+                found=_described(task),
+            )
+    return members
+
+
+def _described(task: TaskSpec) -> str:
+    outputs = ", ".join(f"{name} {list(ids)}" for name, ids in task.outputs.items())
+    return f"{', '.join(task.modalities)} ({task.normalisation}, spacing {task.spacing_mm or 'native'}) to {outputs}"
+
+
+def mean_probabilities(members: Sequence[Predictor], prepared: Prepared) -> Array:
+    """The mean of the members' probabilities, as `Predictor.probabilities` of one."""
+    total = np.array(members[0].probabilities(prepared))
+    for member in members[1:]:
+        total += member.probabilities(prepared)
+    total /= len(members)
+    return total
 
 
 def masks_of(probabilities: Array, task: TaskSpec) -> dict[str, Array]:

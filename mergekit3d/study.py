@@ -280,11 +280,12 @@ class Study:
             )
 
     def _evaluate(self, arm: Arm, checkpoint: Path) -> object:
-        from mergekit3d.prediction import load_predictor, measure_subjects
+        from mergekit3d.prediction import MIRROR_AXES, load_predictor, measure_subjects
         from mergekit3d.verbs.evaluate import write_evaluation
 
         cohort, how = open_cohort(arm.loaded, arm.loaded.recipe.target), arm.loaded.recipe.predict
-        predictor = load_predictor(checkpoint, self.options, patch_size=how.patch_size, overlap=how.overlap, mirror=how.mirror)
+        axes = MIRROR_AXES if how.mirror else ()
+        predictor = load_predictor(checkpoint, self.options, patch_size=how.patch_size, overlap=how.overlap, mirror_axes=axes)
         rows = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=self.reporter)
         return write_evaluation(arm.metrics.parent, rows, convention="nnunet", force=True)
 

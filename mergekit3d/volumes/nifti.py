@@ -137,7 +137,7 @@ def write_volume(path: Path | str, data: Array, *, native: Grid) -> None:
 
     Args:
         path: ends in .nii or .nii.gz.
-        data: (X, Y, Z), on the canonical grid of `native`.
+        data: (X, Y, Z) or (X, Y, Z, C), on the canonical grid of `native`.
         native: the grid to write on.
 
     Raises:
@@ -149,7 +149,7 @@ def write_volume(path: Path | str, data: Array, *, native: Grid) -> None:
     name = Path(path).name
     if not name.endswith(SUFFIXES):
         raise UsageError("cannot write a volume", where=path, wanted="a name that ends in .nii or .nii.gz")
-    if data.shape != native.canonical().shape:
+    if data.shape[:3] != native.canonical().shape:
         raise ValueError(f"data of shape {data.shape} do not lie on the grid of shape {native.canonical().shape}")
     image = nibabel.Nifti1Image(from_canonical(_storable(data), native.affine), native.affine)
     image.set_sform(native.affine, code=1)

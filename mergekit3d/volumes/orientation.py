@@ -34,11 +34,11 @@ def from_canonical(data: Array, affine: Array) -> Array:
     """The inverse of `to_canonical`: back to the axis order of the file.
 
     Args:
-        data: (X, Y, Z), RAS+.
+        data: (X, Y, Z) or (X, Y, Z, C), RAS+.
         affine: (4, 4), of the array as stored.
 
     Returns:
-        The data, (I, J, K).
+        The data, (I, J, K) or (I, J, K, C).
     """
     from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 

@@ -243,6 +243,20 @@ def test_predict(mergekit, fake):
     assert 0 == outcome.exit_code, outcome.stderr
     assert (Path("best.pt"), Path("brats"), Path("predictions")) == seen["arguments"]
     assert ("auto", (64, 64, 64), 0.25, True) == tuple(seen[key] for key in ("layout", "patch_size", "overlap", "mirror"))
+    assert ((0,), False, None) == tuple(seen[key] for key in ("mirror_axes", "probabilities", "submission"))
+
+
+def test_predict_by_an_ensemble(mergekit, fake):
+    """Several checkpoints before the flags."""
+    seen = fake("predict")
+    flags = ["--data", "brats", "--out", "p", "--mirror-axes", "x,z", "--probabilities", "--submission", "brats"]
+
+    assert 0 == mergekit("predict", "a.pt", "b.pt", *flags).exit_code
+    assert [Path("a.pt"), Path("b.pt")] == seen["arguments"][0]
+    assert ((0, 2), True, "brats") == tuple(seen[key] for key in ("mirror_axes", "probabilities", "submission"))
+    assert (
+        "no such axes: --mirror-axes: wanted some of x, y, z, found w" in mergekit("predict", "a.pt", *flags, "--mirror-axes", "w").stderr
+    )
 
 
 def test_evaluate_a_checkpoint(mergekit, fake):

@@ -1,0 +1,152 @@
+"""Segmentations on the grid of each subject: ensembles, probabilities, submissions, and what resume keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from mergekit3d import predict
+from mergekit3d.checkpoints import TaskSpec
+from mergekit3d.errors import InputError, MergeKit3DError, UsageError
+from mergekit3d.options import Options
+from mergekit3d.verbs.predict import RECORD
+from tests.builders import save_source, task_of
+
+REGIONS = {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_data) -> Path:
+    """A few small HCP subjects."""
+    return make_data(tmp_path_factory.mktemp("data")) / "hcp"
+
+
+def source(path, seed, **outputs):
+    """A network, of random weights."""
+    save_source(path, seed, task=task_of() if not outputs else TaskSpec(("t1", "t2"), outputs))
+    return path
+
+
+def run(checkpoint, data, out, *, resume=False, force=False, **how):
+    return predict(checkpoint, data, out, options=Options(device="cpu", precision="fp32", resume=resume, force=force), **how)
+
+
+def values(path):
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+def test_ensemble_is_the_mean_of_the_probabilities(data, tmp_path):
+    """On the native grid of each subject, one file a subject; the label map is that of the mean."""
+    checkpoints = [source(tmp_path / f"{seed}.safetensors", seed, **REGIONS) for seed in (0, 1)]
+    single = [run(path, data, tmp_path / path.stem, probabilities=True) for path in checkpoints]
+    both = run(checkpoints, data, tmp_path / "both", probabilities=True)
+
+    assert single[0].files != both.files
+    for one, other, file in zip(*(result.files for result in single), both.files, strict=True):
+        found = values(file.parent / "probabilities" / file.name)
+        wanted = (values(one.parent / "probabilities" / one.name) + values(other.parent / "probabilities" / other.name)) / 2
+        np.testing.assert_allclose(wanted, found, atol=1e-6)
+        assert (*nibabel.load(file).shape, 3) == found.shape
+        assert np.array_equal(nibabel.load(file).affine, nibabel.load(file.parent / "probabilities" / file.name).affine)
+        assert np.array_equal((found > 0.5).any(-1), values(file) > 0)
+
+
+def test_members_of_an_ensemble_have_one_task(data, tmp_path):
+    """Both tasks are named."""
+    first = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    second = source(tmp_path / "b.safetensors", 1, ET=(4,), TC=(1, 4), WT=(1, 2, 4))
+    with pytest.raises(InputError, match=r"the checkpoints of an ensemble are of different tasks: .*b.safetensors"):
+        run([first, second], data, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_submission_has_the_labels_of_the_challenge(data, tmp_path):
+    """Of networks that learned enhancing tumour as 3, as of BraTS 2023: 4, 1 and 2 where theirs are 3, 1 and 2."""
+    checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    own = run(checkpoint, data, tmp_path / "own")
+    sent = run(checkpoint, data, tmp_path / "sent", submission="brats")
+
+    for one, other in zip(own.files, sent.files, strict=True):
+        assert np.array_equal(np.where(values(one) == 3, 4, values(one)), values(other))
+    assert any((values(file) == 4).any() for file in sent.files)
+
+
+def test_submission_of_another_task_is_refused(data, tmp_path):
+    """The regions that it takes, and those found."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    with pytest.raises(
+        UsageError, match="no labels for a submission to brats: --submission: wanted a checkpoint of the regions ET, TC, WT"
+    ):
+        run(checkpoint, data, tmp_path / "out", submission="brats")
+    with pytest.raises(UsageError, match="unknown submission: --submission: wanted brats, found kits"):
+        run(checkpoint, data, tmp_path / "out", submission="kits")
+
+
+def test_resume_makes_what_is_missing(data, tmp_path):
+    """Files of the same checkpoint, settings and images stay as they are; the record holds no names."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    first = run(checkpoint, data, tmp_path / "out")
+    first.files[1].unlink()
+    times = {file: file.stat().st_mtime_ns for file in first.files if file.exists()}
+    again = run(checkpoint, data, tmp_path / "out", resume=True)
+
+    assert (len(first.files) - 1, first.files) == (again.kept, again.files)
+    assert all(file.exists() for file in again.files)
+    assert times == {file: file.stat().st_mtime_ns for file in times}
+    record = (tmp_path / "out" / RECORD).read_text()
+    assert not any(file.name.removesuffix(".nii.gz") in record for file in first.files)
+
+
+@pytest.mark.parametrize("change", [{"overlap": 0.25}, {"mirror": True}, {"probabilities": True}, {"other": True}])
+def test_resume_of_something_else_is_refused(data, tmp_path, change):
+    """Other weights or settings would mix two predictions in one folder; --force makes them anew."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    run(checkpoint, data, tmp_path / "out")
+    before = {file: file.read_bytes() for file in (tmp_path / "out").glob("*.nii.gz")}
+    if change.pop("other", False):
+        checkpoint = source(tmp_path / "b.safetensors", 1)
+    with pytest.raises(UsageError, match="nothing to resume: .*found segmentations of other checkpoints or settings"):
+        run(checkpoint, data, tmp_path / "out", resume=True, **change)
+
+    assert before == {file: file.read_bytes() for file in before}
+    assert 0 == run(checkpoint, data, tmp_path / "out", resume=True, force=True, **change).kept
+
+
+def test_segmentations_of_nobody_knows_what_are_made_anew(data, tmp_path):
+    """A file without a record is no reason to skip a subject."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    name = run(checkpoint, data, tmp_path / "first").files[0].name
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"not ours")
+
+    assert 0 == run(checkpoint, data, tmp_path / "out", resume=True).kept
+    assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_record_that_is_damaged_is_one_line(data, tmp_path):
+    """It is named."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / RECORD).write_text("{")
+    with pytest.raises(MergeKit3DError, match=RECORD):
+        run(checkpoint, data, tmp_path / "out", resume=True)
+
+
+def test_mirrored_copies_go_along_the_axes_asked_for(data, tmp_path):
+    """Left-right unless told otherwise; axes that there are not are refused."""
+    checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    for name, axes in (("x", (0,)), ("xz", (0, 2))):
+        run(checkpoint, data, tmp_path / name, mirror=True, mirror_axes=axes, probabilities=True)
+    default = run(checkpoint, data, tmp_path / "default", mirror=True, probabilities=True)
+
+    name = default.files[0].name
+    found = {folder: values(tmp_path / folder / "probabilities" / name) for folder in ("x", "xz", "default")}
+    assert np.array_equal(found["x"], found["default"])
+    assert not np.array_equal(found["x"], found["xz"])
+    assert [0] == json.loads((tmp_path / "default" / RECORD).read_text())["settings"]["mirror_axes"]
+    with pytest.raises(UsageError, match="no such axes: --mirror-axes: wanted some of x, y, z"):
+        run(checkpoint, data, tmp_path / "out", mirror=True, mirror_axes=(3,))
