@@ -27,7 +27,8 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
         UsageError: no layout has that name.
     """
     root = Path(root)
-    candidates = list(LAYOUTS.items()) if layout == AUTO else [(layout, LAYOUTS.get(layout))]
+    known = [(name, candidate) for name, candidate in LAYOUTS.items() if candidate.automatic]
+    candidates = known if layout == AUTO else [(layout, LAYOUTS.get(layout))]
     try:
         if not root.is_dir():
             raise InputError("no such folder" if not root.exists() else "not a folder", where=root)
@@ -45,7 +46,10 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
     twice = sorted(name for name, count in Counter(subject.name for subject in subjects).items() if count > 1)
     if twice:
         raise InputError("two subjects share a name", where=root, found=", ".join(twice), todo="rename one of each")
-    return Dataset(root, chosen.name, tuple(sorted(subjects, key=lambda subject: subject.name)), chosen.vocabulary)
+    vocabulary = chosen.vocabulary if chosen.vocabulary_of is None else chosen.vocabulary_of(root)
+    places = [[folder / name for folder in (root, root.parent) if (folder / name).is_file()] for name in chosen.descriptions]
+    descriptions = tuple(found_at[0] for found_at in places if found_at)
+    return Dataset(root, chosen.name, tuple(sorted(subjects, key=lambda subject: subject.name)), vocabulary, descriptions)
 
 
 def select(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) -> tuple[Subject, ...]:

@@ -46,6 +46,7 @@ OUTPUT_SETS: Mapping[str, Outputs] = {
     "hcp-8-14": HCP_8_14,
     "hcp-1-14": {**HCP_1_7, **HCP_8_14},
     "brats": {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)},
+    "brats-2023": {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)},
 }
 
 

@@ -36,9 +36,11 @@ class Dataset:
         layout: name of the layout that found them.
         subjects: sorted by name.
         vocabulary: label ids that may occur in this layout.
+        descriptions: files beside the images without which the data set cannot be read.
     """
 
     root: Path
     layout: str
     subjects: tuple[Subject, ...]
     vocabulary: Vocabulary
+    descriptions: tuple[Path, ...] = ()

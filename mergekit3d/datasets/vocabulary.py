@@ -22,19 +22,29 @@ class Vocabulary:
         ids: those ids, 0 among them.
         merged: id -> the id that it is read as.
         wider: the vocabulary that holds instead where a task asks for an id outside of `ids`; None: there is none.
+        misread: name of an output -> an id that it held in other years and that means something else here.
     """
 
     name: str
     ids: range | frozenset[int]
     merged: Mapping[int, int] = field(default_factory=dict)
     wider: Vocabulary | None = None
+    misread: Mapping[str, int] = field(default_factory=dict)
 
     def for_outputs(self, outputs: Mapping[str, Sequence[int]]) -> Vocabulary:
         """This vocabulary, or the wider one where the outputs need it.
 
         Raises:
-            RecipeError: an output asks for an id that cannot occur.
+            RecipeError: an output asks for an id that cannot occur, or for one that means something else.
         """
+        for name, ids in outputs.items():
+            if self.misread.get(name) in ids:
+                raise RecipeError(
+                    f"label {self.misread[name]} is something else in the {self.name} labels",
+                    where=name,
+                    found=_listed(ids),
+                    todo="use the regions brats-2023, or another name for this region",
+                )
         foreign = {name: [label for label in ids if label not in self.ids] for name, ids in outputs.items()}
         foreign = {name: ids for name, ids in foreign.items() if ids}
         if not foreign:
@@ -96,4 +106,6 @@ def _white_matter_parcels() -> dict[int, int]:
 
 FREESURFER = Vocabulary("FreeSurfer", range(14176), merged=_white_matter_parcels())  # wmparc divides 2 and 41 into parcels
 BRATS = Vocabulary("BraTS", frozenset({0, 1, 2, 4}))
+BRATS2023 = Vocabulary("BraTS 2023", frozenset({0, 1, 2, 3}))
+BRATS2024 = Vocabulary("BraTS 2024", frozenset({0, 1, 2, 3, 4}), misread={"ET": 4, "TC": 4, "WT": 4})
 SMALL = Vocabulary("plain", range(5), wider=FREESURFER)

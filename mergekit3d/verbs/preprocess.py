@@ -20,6 +20,7 @@ from mergekit3d.preprocessing.scales import Landmarks, read_landmarks
 from mergekit3d.preprocessing.settings import HISTOGRAM, LEARNED, Settings
 from mergekit3d.preprocessing.subject import Job, input_digests
 from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.storage.atomic import write_bytes
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import json_digest
 
@@ -130,11 +131,19 @@ def preprocess(
         ledger.begin()
         run = Run(ledger, targets, [replace(job, standing=standing[job.number]) for job in jobs], workers, reporter)
         final = run.through(settings, scale, None if model is None else model.number)
+        _copy_descriptions(dataset.descriptions, out, force=force)
         ledger.close(run.records, run.failed, None if final is None else final.as_json(), dataset.layout)
     if run.failed:
         reporter.warn(f"{len(run.records)} of {len(targets)} subjects are done; correct the others or leave them out, and {RESUME}")
         raise next(iter(run.failed.values())) if len(run.failed) == 1 else Problems(list(run.failed.values()))
     return PreprocessResult(out, dataset.layout, len(run.records), run.done_before, out / RECORD)
+
+
+def _copy_descriptions(descriptions: Sequence[Path], out: Path, *, force: bool) -> None:
+    """What a layout needs beside its images, such as nnU-Net's dataset.json."""
+    for source in descriptions:
+        if force or not (out / source.name).exists():
+            write_bytes(out / source.name, source.read_bytes())
 
 
 def _check_scale(settings: Settings, reference: str | None, landmarks: Path | None) -> None:

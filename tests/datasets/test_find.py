@@ -3,20 +3,22 @@ import os
 import pytest
 
 from mergekit3d.datasets import find_dataset, select
+from mergekit3d.datasets.layouts import LAYOUTS
 from mergekit3d.errors import InputError, Problems, UsageError
 
 
 def test_unknown_folder_says_what_was_seen(tmp_path, touch):
     """A folder of no layout is an error that shows the layouts, what stands there, and what to pass."""
-    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "dataset.json")
+    touch(tmp_path, "images/BRATS_001.nii.gz", "data.json")
 
     with pytest.raises(InputError) as caught:
         find_dataset(tmp_path)
 
+    wanted = " or ".join(f"{layout.files} ({name})" for name, layout in LAYOUTS.items() if layout.automatic)
+    assert {"bids", "brats2018", "brats2023", "hcp", "nnunet", "plain"} == {name for name, layout in LAYOUTS.items() if layout.automatic}
     assert (
-        f"no subjects in the data folder: {tmp_path}: wanted [HGG|LGG/]<subject>/<subject>_{{t1,t1ce,t2,flair,seg}}.nii.gz (brats2018) or "
-        "<id>/T1w/{T1w_acpc_dc_restore,T2w_acpc_dc_restore,aparc+aseg}.nii.gz (hcp) or <subject>/{t1,t1ce,t2,flair,truth}.nii.gz (plain), "
-        "found dataset.json, imagesTr/; pass the folder that holds the subjects' folders"
+        f"no subjects in the data folder: {tmp_path}: wanted {wanted}, "
+        "found data.json, images/; pass the folder that holds the subjects' folders"
     ) == str(caught.value)
 
 

@@ -54,6 +54,26 @@ def images(root):
     return {subject.name: {name: read_image(path).data for name, path in subject.images.items()} for subject in find_dataset(root).subjects}
 
 
+def test_description_of_the_data_set_comes_along(source, tmp_path):
+    """nnU-Net's data cannot be read without dataset.json; the output can."""
+    raw = tmp_path / "raw"
+    for folder in ("imagesTr", "labelsTr"):
+        (raw / folder).mkdir(parents=True)
+    for found in find_dataset(source / "brats").subjects[:2]:
+        for number, modality in enumerate(("t1", "flair")):
+            shutil.copy(found.images[modality], raw / "imagesTr" / f"{found.name}_000{number}.nii.gz")
+        shutil.copy(found.label, raw / "labelsTr" / f"{found.name}.nii.gz")
+    labels = {"background": 0, "whole": [1, 2, 4], "core": [1, 4], "enhancing": [4]}
+    (raw / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "FLAIR"}, "labels": labels}))
+    preprocess(raw, tmp_path / "out", n4=False, workers=1)
+    before, after = find_dataset(raw), find_dataset(tmp_path / "out")
+
+    assert ("nnunet", before.vocabulary) == (after.layout, after.vocabulary)
+    assert [one.name for one in before.subjects] == [one.name for one in after.subjects]
+    assert all(one.label is not None and {"t1", "flair"} == set(one.images) for one in after.subjects)
+    assert (raw / "dataset.json").read_bytes() == (tmp_path / "out/dataset.json").read_bytes()
+
+
 @pytest.mark.parametrize("layout", ["hcp", "brats"])
 def test_output_is_a_data_set_in_the_same_layout(source, tmp_path, layout):
     """Every file of the layout has its path, and nothing else; labels keep their ids, image and label map share a grid."""

@@ -19,13 +19,19 @@ class Layout:
         name: the recipe's ``layout``.
         files: the pattern of its files, for error texts and help.
         vocabulary: label ids that may occur.
-        find: root -> its subjects, in any order; none where the folder is of another layout. Files are listed, not opened.
+        find: root -> its subjects, in any order; none where the folder is of another layout. Images are listed, not opened.
+        vocabulary_of: root -> the label ids that may occur, where the data set itself tells them.
+        automatic: whether ``layout: auto`` asks it; not where another layout has the same files.
+        descriptions: names of files in the root, or beside it, without which the data set cannot be read.
     """
 
     name: str
     files: str
     vocabulary: Vocabulary
     find: Callable[[Path], list[Subject]]
+    vocabulary_of: Callable[[Path], Vocabulary] | None = None
+    automatic: bool = True
+    descriptions: tuple[str, ...] = ()
 
 
 LAYOUTS: Registry[Layout] = Registry("layout")
@@ -52,7 +58,7 @@ def nifti_files(folder: Path) -> dict[str, Path]:
 
 
 def _load() -> None:
-    from mergekit3d.datasets.layouts import brats2018, hcp, plain  # noqa: F401  importing registers
+    from mergekit3d.datasets.layouts import bids, brats2018, brats2023, hcp, nnunet, plain  # noqa: F401  importing registers
 
 
 _load()

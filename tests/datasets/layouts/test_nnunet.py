@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+
+from mergekit3d.datasets import find_dataset
+from mergekit3d.errors import InputError, MergeKit3DError
+
+CHANNELS = {"0": "T1", "1": "T1Gd", "2": "FLAIR"}
+
+
+def describe(root, **more):
+    root.mkdir(parents=True, exist_ok=True)
+    content = {"channel_names": CHANNELS, "labels": {"background": 0, "liver": 1, "tumour": 2}, **more}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def tree(root, touch, folder="imagesTr", labels="labelsTr"):
+    names = [f"{folder}/{case}_{channel:04}.nii.gz" for case in ("BRATS_001", "BRATS_002") for channel in range(3)]
+    return touch(root, *names, *([f"{labels}/BRATS_001.nii.gz", f"{labels}/BRATS_002.nii.gz"] if labels else []))
+
+
+def test_channels_go_by_their_names(tmp_path, touch):
+    """Numbers of files are channels of dataset.json; a case may have underscores in its name."""
+    describe(tmp_path)
+    dataset = find_dataset(tree(tmp_path, touch))
+
+    assert ("nnunet", ["BRATS_001", "BRATS_002"]) == (dataset.layout, [subject.name for subject in dataset.subjects])
+    first = dataset.subjects[0]
+    assert {"t1": "BRATS_001_0000.nii.gz", "t1ce": "BRATS_001_0001.nii.gz", "flair": "BRATS_001_0002.nii.gz"} == {
+        name: path.name for name, path in first.images.items()
+    }
+    assert tmp_path / "labelsTr/BRATS_001.nii.gz" == first.label
+
+
+def test_folder_of_test_images(tmp_path, touch):
+    """dataset.json stands beside it; labels are in labelsTs, where there are any."""
+    describe(tmp_path)
+    tree(tmp_path, touch, "imagesTs", labels=None)
+    assert [None, None] == [subject.label for subject in find_dataset(tmp_path / "imagesTs").subjects]
+    tree(tmp_path, touch, "imagesTs", labels="labelsTs")
+    assert tmp_path / "labelsTs/BRATS_001.nii.gz" == find_dataset(tmp_path / "imagesTs").subjects[0].label
+
+
+@pytest.mark.parametrize(
+    ("labels", "ids"),
+    [
+        ({"background": 0, "liver": 1, "tumour": 2}, {0, 1, 2}),
+        ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "ignore": 4}, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_ids_are_those_of_the_description(tmp_path, touch, labels, ids):
+    """Of labels and of regions; the ignore label is read as background, any other id is an error."""
+    describe(tmp_path, labels=labels)
+    vocabulary = find_dataset(tree(tmp_path, touch)).vocabulary
+
+    assert ids == vocabulary.ids
+    assert [0, 1, 2, 0 if 4 in ids else 4] == vocabulary.merge(np.array([0, 1, 2, 4])).tolist()
+    with pytest.raises(InputError, match="a label map holds unknown labels: subject a: .*found 9 in 1 voxels"):
+        vocabulary.check(np.array([1, 9]), "a")
+
+
+def test_decathlon_is_no_data_set_of_nnunet(tmp_path, touch):
+    """Its files hold all modalities in one, and dataset.json has no channel names."""
+    touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
+    (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR"}}))
+    with pytest.raises(InputError, match="no subjects in the data folder"):
+        find_dataset(tmp_path)
+
+
+def test_damaged_description_is_one_line(tmp_path, touch):
+    """The file is named."""
+    tree(tmp_path, touch)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(MergeKit3DError, match=r"dataset\.json"):
+        find_dataset(tmp_path)
