@@ -68,6 +68,7 @@ class CompareResult:
         first_dice: the first's mean over the regions, by subject.
         comparisons: one an other and region, `MEAN` first.
         notes: what a reader has to know: who was left out, too few pairs.
+        seed: of the bootstrap.
     """
 
     first: str
@@ -78,6 +79,7 @@ class CompareResult:
     first_dice: Mapping[str, float]
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
+    seed: int = 0
 
     def of_mean(self) -> list[Comparison]:
         """The comparisons of the mean over the regions, one an other file."""
@@ -109,7 +111,7 @@ class CompareResult:
                 for comparison in self.comparisons
             ],
             "notes": list(self.notes),
-            "method": METHOD,
+            "method": {**METHOD, "seed": self.seed},
         }
 
     def lines(self) -> list[str]:
@@ -143,7 +145,6 @@ def compare_rows(rows: Mapping[str, Sequence[SubjectMetrics]], *, seed: int = 0)
         for region, values in by_region.items()
         for index, other in enumerate(names[1:], start=1)
     ]
-    notes = [*missing_subjects, *missing_regions, *_notes(defined, comparisons)]
     return CompareResult(
         first=names[0],
         others=names[1:],
@@ -152,7 +153,8 @@ def compare_rows(rows: Mapping[str, Sequence[SubjectMetrics]], *, seed: int = 0)
         mean_dice={name: {region: defined_mean(values[index]) for region, values in by_region.items()} for index, name in enumerate(names)},
         first_dice=dict(zip(subjects, by_region[MEAN][0].tolist(), strict=True)),
         comparisons=tuple(_corrected(comparisons)),
-        notes=tuple(notes),
+        notes=(*missing_subjects, *missing_regions, *_notes(defined, comparisons)),
+        seed=seed,
     )
 
 
@@ -287,6 +289,7 @@ def comparison_of(content: Mapping[str, Any], where: object) -> CompareResult:
                 for row in content["comparisons"]
             ),
             notes=tuple(map(str, content["notes"])),
+            seed=int(content.get("method", {}).get("seed", 0)),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         found = f"{type(error).__name__}: {error}"

@@ -80,7 +80,8 @@ def test_nothing_in_common_is_an_error():
 
 def test_json_holds_no_nan_and_reads_back():
     """compare.json is strict JSON, and gives the same comparison again."""
-    result = compare_rows({"timm": rows(a=(NAN, NAN), b=(0.5, 0.6)), "imm": rows(a=(0.1, 0.2), b=(0.5, 0.5))})
+    result = compare_rows({"timm": rows(a=(NAN, NAN), b=(0.5, 0.6)), "imm": rows(a=(0.1, 0.2), b=(0.5, 0.5))}, seed=4)
+    assert result.as_json()["method"]["seed"] == 4
     text = json.dumps(result.as_json(), allow_nan=False)
     assert repr(result) == repr(comparison_of(json.loads(text), "compare.json"))
 
