@@ -125,7 +125,8 @@ def predict(
         for number, subject in store.subjects.items():
             path, images = paths[subject.name], _digest(subject, task)
             extra = out / PROBABILITIES / path.name
-            if record.has(images) and path.exists() and (extra.exists() or not probabilities):
+            files = [path, extra] if probabilities else [path]
+            if record.has(images, files):
                 kept += 1
             else:
                 prepared = store.get(number)
@@ -133,7 +134,7 @@ def predict(
                 if probabilities:
                     write_volume(extra, _last(pasted(values, prepared)), native=prepared.native)
                 write_volume(path, _labels(values, written, prepared), native=prepared.native)
-                record.add(images)
+                record.add(images, files)
             progress.advance(1, message=f"subject {number}")
     return PredictResult(out, tuple(paths.values()), kept)
 
@@ -149,7 +150,7 @@ class _Record:
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self._settings = dict(settings)
-        self._done: list[str] = []
+        self._done: dict[str, list[str]] = {}
 
     def begin(self, *, resume: bool, force: bool) -> None:
         """Take up the record that is there, or begin one.
@@ -159,7 +160,7 @@ class _Record:
         """
         if resume and self.path.exists():
             found = read_json_object(self.path, "the record of the predictions")
-            same = isinstance(found, dict) and found.get("settings") == self._settings and isinstance(found.get("done"), list)
+            same = isinstance(found, dict) and found.get("settings") == self._settings and isinstance(found.get("done"), dict)
             if not (same or force):
                 raise UsageError(
                     "nothing to resume",
@@ -167,16 +168,16 @@ class _Record:
                     found="segmentations of other checkpoints or settings",
                     todo="pass --force to make them anew, or another --out",
                 )
-            self._done = list(found["done"]) if same else []
+            self._done = dict(found["done"]) if same else {}
         self._write()
 
-    def has(self, images: str) -> bool:
-        """Whether these images were segmented."""
-        return images in self._done
+    def has(self, images: str, files: Sequence[Path]) -> bool:
+        """Whether these images were segmented, and the files are still those that were written."""
+        return images in self._done and all(path.is_file() for path in files) and self._done[images] == list(map(file_digest, files))
 
-    def add(self, images: str) -> None:
+    def add(self, images: str, files: Sequence[Path]) -> None:
         """Note that they were."""
-        self._done.append(images)
+        self._done[images] = list(map(file_digest, files))
         self._write()
 
     def _write(self) -> None:

@@ -101,6 +101,20 @@ def test_resume_makes_what_is_missing(data, tmp_path):
     assert not any(file.name.removesuffix(".nii.gz") in record for file in first.files)
 
 
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_resume_makes_anew_what_was_replaced(data, tmp_path, probabilities):
+    """A file of another checkpoint that was put in the place of a finished one, segmentation or probabilities, is not kept."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    first = run(checkpoint, data, tmp_path / "out", probabilities=probabilities)
+    name = first.files[0].name
+    replaced = tmp_path / "out" / "probabilities" / name if probabilities else first.files[0]
+    content = replaced.read_bytes()
+    replaced.write_bytes(b"of another checkpoint")
+
+    assert len(first.files) - 1 == run(checkpoint, data, tmp_path / "out", probabilities=probabilities, resume=True).kept
+    assert content == replaced.read_bytes()
+
+
 @pytest.mark.parametrize("change", [{"overlap": 0.25}, {"mirror": True}, {"probabilities": True}, {"other": True}])
 def test_resume_of_something_else_is_refused(data, tmp_path, change):
     """Other weights or settings would mix two predictions in one folder; --force makes them anew."""
