@@ -116,7 +116,7 @@ def predict(
     }
     paths = {subject.name: out / f"{subject.name}.nii.gz" for subject in subjects}
     record = _Record(out / RECORD, settings)
-    if not options.resume:
+    if not (options.resume and record.path.exists()):  # without a record, what stands there is not ours to replace
         for path in (*paths.values(), record.path):
             refuse_existing(path, force=options.force)
     store, kept = open_subjects(dataset, subjects, task, reporter), 0

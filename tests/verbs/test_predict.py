@@ -130,15 +130,38 @@ def test_resume_of_something_else_is_refused(data, tmp_path, change):
     assert 0 == run(checkpoint, data, tmp_path / "out", resume=True, force=True, **change).kept
 
 
-def test_segmentations_of_nobody_knows_what_are_made_anew(data, tmp_path):
-    """A file without a record is no reason to skip a subject."""
+def test_segmentations_without_a_record_are_not_replaced(data, tmp_path):
+    """They may be somebody's own work; --force says that they are not."""
     checkpoint = source(tmp_path / "a.safetensors", 0)
     name = run(checkpoint, data, tmp_path / "first").files[0].name
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_bytes(b"not ours")
+    with pytest.raises(UsageError, match="the output exists already"):
+        run(checkpoint, data, tmp_path / "out", resume=True)
 
-    assert 0 == run(checkpoint, data, tmp_path / "out", resume=True).kept
+    assert b"not ours" == (tmp_path / "out" / name).read_bytes()
+    assert 0 == run(checkpoint, data, tmp_path / "out", resume=True, force=True).kept
     assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_segmentation_of_other_images_is_made_anew(data, tmp_path):
+    """Subjects whose images changed places keep no segmentation of one another."""
+    import shutil
+
+    from mergekit3d.datasets import find_dataset
+
+    checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    folder = Path(shutil.copytree(data, tmp_path / "hcp"))
+    before = run(checkpoint, folder, tmp_path / "out")
+    first, second = (subject.images["t1"].parents[1] for subject in find_dataset(folder).subjects[:2])
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+    after = run(checkpoint, folder, tmp_path / "out", resume=True)
+
+    assert len(before.files) - 2 == after.kept
+    fresh = run(checkpoint, folder, tmp_path / "fresh")
+    assert [file.read_bytes() for file in fresh.files] == [file.read_bytes() for file in after.files]
 
 
 def test_record_that_is_damaged_is_one_line(data, tmp_path):
