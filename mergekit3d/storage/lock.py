@@ -22,21 +22,8 @@ def output_lock(folder: Path) -> Iterator[None]:
         LockedError: another run holds it.
         OutputError: the folder cannot be created or written.
     """
-    from filelock import FileLock, Timeout
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve() / LOCK_NAME, timeout=0, is_singleton=True)
-        lock.acquire()
-    except Timeout as error:
-        raise LockedError("another run is writing here", where=folder, todo="wait for it, or pass another --out") from error
-    except OSError as error:
-        raise output_error(error, folder) from error
-    try:
-        sweep_leftovers(folder)
+    with _held(folder, timeout=0, is_singleton=True):
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -46,12 +33,20 @@ def waiting_lock(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: the folder cannot be created or written.
     """
-    from filelock import FileLock
+    with _held(folder, timeout=-1, is_singleton=False):
+        yield
+
+
+@contextmanager
+def _held(folder: Path, *, timeout: float, is_singleton: bool) -> Iterator[None]:
+    from filelock import FileLock, Timeout
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.resolve() / LOCK_NAME, is_singleton=False)
+        lock = FileLock(folder.resolve() / LOCK_NAME, timeout=timeout, is_singleton=is_singleton)
         lock.acquire()
+    except Timeout as error:
+        raise LockedError("another run is writing here", where=folder, todo="wait for it, or pass another --out") from error
     except OSError as error:
         raise output_error(error, folder) from error
     try:

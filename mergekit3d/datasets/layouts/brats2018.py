@@ -15,11 +15,12 @@ LABEL_NAME = "seg"
 def find(root: Path) -> list[Subject]:
     """Folders whose files start with the folder's own name, in `root` or in its HGG and LGG folders."""
     inside = [folder for grade in GRADES if (root / grade).is_dir() for folder in folders(root / grade)]
-    return [subject for folder in [*folders(root), *inside] if (subject := _subject(folder)) is not None]
+    return [subject for folder in [*folders(root), *inside] if (subject := subject_of(folder, "_")) is not None]
 
 
-def _subject(folder: Path) -> Subject | None:
-    prefix = f"{folder.name}_"
+def subject_of(folder: Path, separator: str) -> Subject | None:
+    """The subject of a folder whose files are its own name, a separator, and a modality or ``seg``; None where there is none."""
+    prefix = f"{folder.name}{separator}"
     files = {name.removeprefix(prefix).lower(): path for name, path in nifti_files(folder).items() if name.startswith(prefix)}
     images: dict[str, Path] = {}
     for name, path in files.items():
