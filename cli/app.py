@@ -25,7 +25,7 @@ from .flags import Output, output_flags, run_flags
 INTERNAL_ERROR = 70
 INTERRUPTED = 128 + 2
 BROKEN_PIPE = 128 + 13
-SHARED = ("train", "fisher", "adapt", "finetune")
+SHARED = ("train", "fisher", "adapt", "finetune", "predict")
 """Commands whose work the processes that torchrun starts share; the others would all do the whole of it."""
 COMMANDS = (
     results.demo,

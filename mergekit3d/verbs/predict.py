@@ -26,7 +26,9 @@ from mergekit3d.volumes.nifti import write_volume
 
 if TYPE_CHECKING:
     from mergekit3d.datasets import Subject
+    from mergekit3d.datasets.cache import SubjectStore
     from mergekit3d.datasets.prepare import Prepared
+    from mergekit3d.prediction import Predictor
 
 RECORD = "predictions.json"
 PROBABILITIES = "probabilities"
@@ -76,7 +78,8 @@ def predict(
 ) -> PredictResult:
     """Segment the subjects of a folder.
 
-    A record beside the segmentations, predictions.json, tells by hashes what they were made from; ``resume`` goes by it.
+    A record beside the segmentations, predictions.json, tells by hashes what they were made from; ``resume`` goes by it. Started by
+    torchrun, the processes share the subjects.
 
     Args:
         checkpoint: a network of mergekit3d, which says its modalities and regions; several: the mean of their probabilities.
@@ -98,90 +101,142 @@ def predict(
     Raises:
         MergeKit3DError: a checkpoint or a subject cannot be used.
     """
+    from mergekit3d.training.processes import shared_work
+
     out, axes = Path(out), _axes(mirror_axes) if mirror else ()
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    members = ensemble_of(checkpoints, options, patch_size=patch_size, overlap=overlap, mirror_axes=axes)
-    task = members[0].task
-    written = _submitted(task, submission)
-    dataset = find_dataset(data, layout)
-    subjects = select(dataset, task.modalities, need_labels=False)
-    settings = {
-        "checkpoints": [open_checkpoint(path).digest for path in checkpoints],
-        "labels": {name: list(ids) for name, ids in written.outputs.items()},
-        "patch_size": patch_size and list(patch_size),
-        "overlap": overlap,
-        "mirror_axes": list(axes),
-        "probabilities": probabilities,
-        "precision": members[0].runtime.precision,
-    }
-    paths = {subject.name: out / f"{subject.name}.nii.gz" for subject in subjects}
-    record = _Record(out / RECORD, settings)
-    if not (options.resume and record.path.exists()):  # without a record, what stands there is not ours to replace
-        for path in (*paths.values(), record.path):
+    how = {"patch_size": patch_size, "overlap": overlap, "mirror_axes": axes}
+    with shared_work(options, reporter) as (group, own_options, own_reporter):
+        members = ensemble_of(checkpoints, own_options, **how)
+        task, written = members[0].task, _submitted(members[0].task, submission)
+        dataset = find_dataset(data, layout)
+        subjects = select(dataset, task.modalities, need_labels=False)
+        settings = {
+            "checkpoints": [open_checkpoint(path).digest for path in checkpoints],
+            "labels": {name: list(ids) for name, ids in written.outputs.items()},
+            "patch_size": patch_size and list(patch_size),
+            "overlap": overlap,
+            "mirror_axes": list(axes),
+            "probabilities": probabilities,
+            "precision": members[0].runtime.precision,
+        }
+        paths = [out / f"{subject.name}.nii.gz" for subject in subjects]
+        record = _Record(out / RECORD, settings, group.rank if group.size > 1 else None)
+        group.share(lambda: _refuse([*paths, record.path], record, options))
+        store = open_subjects(dataset, subjects, task, own_reporter)
+
+        def work() -> int:
+            own, kept = store.numbers[group.rank :: group.size], 0
+            with own_reporter.task("predict", len(own)) as progress:
+                for number in own:
+                    kept += _segment(store, number, out, members, written, record, probabilities=probabilities)
+                    progress.advance(1, message=f"subject {number}")
+            return kept
+
+        with group.first_holds(lambda: output_lock(out)):
+            record.done = group.share(lambda: record.begin(resume=options.resume, force=options.force))
+            kept = sum(group.gather(group.agree(work)))
+            records = group.gather(record.done)
+            group.share(lambda: record.end(records))
+        return PredictResult(out, tuple(paths), kept)
+
+
+def _refuse(paths: Sequence[Path], record: _Record, options: Options) -> None:
+    """Refuse to write over what is there; without a record, it is not ours to replace."""
+    if not (options.resume and record.known()):
+        for path in paths:
             refuse_existing(path, force=options.force)
-    store, kept = open_subjects(dataset, subjects, task, reporter), 0
-    with output_lock(out), reporter.task("predict", len(subjects)) as progress:
-        record.begin(resume=options.resume, force=options.force)
-        for number, subject in store.subjects.items():
-            path, images = paths[subject.name], _digest(subject, task)
-            extra = out / PROBABILITIES / path.name
-            files = [path, extra] if probabilities else [path]
-            if record.has(images, files):
-                kept += 1
-            else:
-                prepared = store.get(number)
-                values = mean_probabilities(members, prepared)
-                if probabilities:
-                    write_volume(extra, _last(pasted(values, prepared)), native=prepared.native)
-                write_volume(path, _labels(values, written, prepared), native=prepared.native)
-                record.add(images, files)
-            progress.advance(1, message=f"subject {number}")
-    return PredictResult(out, tuple(paths.values()), kept)
+
+
+def _segment(
+    store: SubjectStore,
+    number: int,
+    out: Path,
+    members: Sequence[Predictor],
+    task: TaskSpec,
+    record: _Record,
+    *,
+    probabilities: bool,
+) -> bool:
+    """Write the files of one subject; whether they were there already."""
+    subject = store.subjects[number]
+    path = out / f"{subject.name}.nii.gz"
+    extra = out / PROBABILITIES / path.name
+    images, files = _digest(subject, members[0].task), [path, extra] if probabilities else [path]
+    if record.has(images, files):
+        return True
+    prepared = store.get(number)
+    values = mean_probabilities(members, prepared)
+    if probabilities:
+        write_volume(extra, _last(pasted(values, prepared)), native=prepared.native)
+    write_volume(path, _labels(values, task, prepared), native=prepared.native)
+    record.add(images, files)
+    return False
 
 
 class _Record:
     """What the segmentations of a folder were made from: no names, hashes alone.
 
+    Several processes keep one each until their work is done: a kill loses nothing.
+
     Args:
         path: predictions.json.
         settings: checkpoints and all that decides on the result.
+        process: number of this one of several; None: it is alone.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], process: int | None) -> None:
         self.path = path
+        self._own = path if process is None else path.with_name(f".{path.stem}-{process + 1}{path.suffix}")
         self._settings = dict(settings)
-        self._done: dict[str, list[str]] = {}
+        self.done: dict[str, list[str]] = {}
 
-    def begin(self, *, resume: bool, force: bool) -> None:
-        """Take up the record that is there, or begin one.
+    def known(self) -> bool:
+        """Whether some run left a record."""
+        return self.path.exists() or bool(self._parts())
+
+    def begin(self, *, resume: bool, force: bool) -> dict[str, list[str]]:
+        """What was done before, of all processes; the record begins with it.
 
         Raises:
             UsageError: the folder holds segmentations of other checkpoints or settings.
         """
-        if resume and self.path.exists():
-            found = read_json_object(self.path, "the record of the predictions")
-            same = isinstance(found, dict) and found.get("settings") == self._settings and isinstance(found.get("done"), dict)
-            if not (same or force):
-                raise UsageError(
-                    "nothing to resume",
-                    where=self.path,
-                    found="segmentations of other checkpoints or settings",
-                    todo="pass --force to make them anew, or another --out",
-                )
-            self._done = dict(found["done"]) if same else {}
-        self._write()
+        for path in [self.path, *self._parts()] if resume else []:
+            if path.exists():
+                found = read_json_object(path, "the record of the predictions")
+                same = found.get("settings") == self._settings and isinstance(found.get("done"), dict)
+                if not (same or force):
+                    raise UsageError(
+                        "nothing to resume",
+                        where=path,
+                        found="segmentations of other checkpoints or settings",
+                        todo="pass --force to make them anew, or another --out",
+                    )
+                self.done |= found["done"] if same else {}
+        self.end([self.done])
+        return self.done
+
+    def end(self, records: Sequence[Mapping[str, list[str]]]) -> None:
+        """One record of all processes' work."""
+        self.done = {images: files for record in records for images, files in record.items()}
+        self._write(self.path)
+        for path in self._parts():
+            path.unlink()
 
     def has(self, images: str, files: Sequence[Path]) -> bool:
         """Whether these images were segmented, and the files are still those that were written."""
-        return images in self._done and all(path.is_file() for path in files) and self._done[images] == list(map(file_digest, files))
+        return images in self.done and all(path.is_file() for path in files) and self.done[images] == list(map(file_digest, files))
 
     def add(self, images: str, files: Sequence[Path]) -> None:
         """Note that they were."""
-        self._done[images] = list(map(file_digest, files))
-        self._write()
+        self.done[images] = list(map(file_digest, files))
+        self._write(self._own)
 
-    def _write(self) -> None:
-        write_json(self.path, {"tool": tool(), "settings": self._settings, "done": self._done})
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f".{self.path.stem}-*{self.path.suffix}"))
+
+    def _write(self, path: Path) -> None:
+        write_json(path, {"tool": tool(), "settings": self._settings, "done": self.done})
 
 
 def _digest(subject: Subject, task: TaskSpec) -> str:

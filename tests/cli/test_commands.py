@@ -194,7 +194,7 @@ def test_commands_that_cannot_be_shared_are_refused_once(mergekit, fake, monkeyp
         outcome = mergekit("run", "timm.yaml")
         said.append((outcome.exit_code, outcome.stderr))
 
-    todo = "start it without torchrun; train, fisher, adapt and finetune share their work"
+    todo = "start it without torchrun; train, fisher, adapt, finetune and predict share their work"
     assert [(2, f"error: run is work for one process: found 2 processes; {todo}\n"), (2, "")] == said
 
 

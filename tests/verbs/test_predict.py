@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -187,3 +190,46 @@ def test_mirrored_copies_go_along_the_axes_asked_for(data, tmp_path):
     assert [0] == json.loads((tmp_path / "default" / RECORD).read_text())["settings"]["mirror_axes"]
     with pytest.raises(UsageError, match="no such axes: --mirror-axes: wanted some of x, y, z"):
         run(checkpoint, data, tmp_path / "out", mirror=True, mirror_axes=(3,))
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(data, tmp_path):
+    """The subjects are shared out; one JSON object, one record, the same files; --resume finds all of them done."""
+    checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    one = run(checkpoint, data, tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mergekit3d_cli"]
+    flags = ["--data", str(data), "--out", str(tmp_path / "two"), "--device", "cpu", "--precision", "fp32", "--json"]
+
+    def begin(*more):
+        ended = subprocess.run(
+            [*command, "predict", str(checkpoint), *flags, *more],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
+        assert 0 == ended.returncode, ended.stderr
+        return json.loads(ended.stdout)
+
+    told = begin()
+    assert (len(one.files), 0) == (told["subjects"], told["kept"])
+    for file in one.files:
+        assert np.mean(values(file) != values(tmp_path / "two" / file.name)) < 1e-3
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert len(one.files) == begin("--resume")["kept"]
+
+
+def test_records_of_several_processes_that_were_killed_are_one(data, tmp_path):
+    """Each had noted what it wrote: a run that goes on, alone or with others, keeps all of it."""
+    checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    files = run(checkpoint, data, tmp_path / "out").files
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    done = list(record["done"].items())
+    (tmp_path / "out" / RECORD).write_text(json.dumps({**record, "done": {}}))
+    for number, part in enumerate((done[:2], done[2:3]), 1):
+        (tmp_path / "out" / f".predictions-{number}.json").write_text(json.dumps({**record, "done": dict(part)}))
+    again = run(checkpoint, data, tmp_path / "out", resume=True)
+
+    assert (3, len(files)) == (again.kept, len(json.loads((tmp_path / "out" / RECORD).read_text())["done"]))
+    assert [] == list((tmp_path / "out").glob(".predictions-*"))
