@@ -10,19 +10,20 @@ import typer
 import mergekit3d
 
 from .console import Result
-from .flags import Force, Overrides, RecipeFlag, needed, overrides_of
+from .flags import Force, Layout, Overrides, RecipeFlag, needed, overrides_of
 
 
 def inspect(
-    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False)] = None,
+    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...|DATA", show_default=False)] = None,
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
-    values: Annotated[bool, typer.Option("--values", help="Read the tensors too: seal, ranges, NaN and Inf, cosines.")] = False,
+    layout: Layout = "auto",
+    values: Annotated[bool, typer.Option("--values", help="Read tensors or all label maps too: seal, ranges, NaN, cosines.")] = False,
 ) -> Result:
-    """Show what checkpoints hold, and what of them can be fused.
+    """Show what checkpoints or data hold, and what can be fused.
 
-    With --recipe: the plan, without running it.
+    With --recipe: the plan, without running it. Of a folder of subjects: modalities, grids, labels, and what is missing or odd.
 
     Examples:
 
@@ -30,11 +31,13 @@ def inspect(
 
       mergekit3d inspect m1.pt m2.pt
 
+      mergekit3d inspect brats/
+
       mergekit3d inspect --recipe timm.yaml
     """
     if recipe is None:
         needed(checkpoints, "inspect", "checkpoints or a recipe", example="inspect m1.pt m2.pt")
-    return mergekit3d.inspect(checkpoints or [], recipe=recipe, overrides=overrides_of(overrides), values=values)
+    return mergekit3d.inspect(checkpoints or [], recipe=recipe, overrides=overrides_of(overrides), layout=layout, values=values)
 
 
 def verify(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None) -> Result:

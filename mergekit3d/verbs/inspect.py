@@ -11,6 +11,7 @@ from typing import Any
 from mergekit3d.aligned import Table, printable, shortened
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.checkpoints.checkpoint import FLOATS
+from mergekit3d.checkpoints.formats import recognise
 from mergekit3d.errors import ProblemCollector, UsageError
 from mergekit3d.inspection import describe
 from mergekit3d.merging.partitions import BUFFERS
@@ -61,15 +62,18 @@ def inspect(
     *,
     recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
+    layout: str = "auto",
     values: bool = False,
 ) -> InspectResult:
-    """Show checkpoints, or the plan of a recipe.
+    """Show checkpoints, a data folder, or the plan of a recipe.
 
     Args:
-        paths: one checkpoint, or several to compare.
+        paths: one checkpoint, several to compare, or one folder of subjects.
         recipe: show what its fusion would do, without doing it.
         overrides: ``key.path=value`` each, for the recipe.
-        values: read the tensors too: seal, ranges, NaN and Inf; between several checkpoints the cosine of all weights, not of samples.
+        layout: of a data folder.
+        values: of a data folder, read every label map; of checkpoints, read the tensors too: seal, ranges, NaN and Inf; between
+            several checkpoints the cosine of all weights, not of samples.
 
     Raises:
         MergeKit3DError: a file or the recipe cannot be read; all problems at once.
@@ -82,6 +86,10 @@ def inspect(
         return inspect_plan(Path(recipe), overrides, values=values)
     if not paths:
         raise UsageError("nothing to inspect", wanted="checkpoints or a recipe")
+    if len(paths) == 1 and Path(paths[0]).is_dir() and recognise(Path(paths[0])) is None:
+        from mergekit3d.verbs.inspect_data import inspect_data
+
+        return inspect_data(Path(paths[0]), layout, values=values)
     problems, opened = ProblemCollector(), []
     for path in paths:
         checkpoint = problems.attempt(lambda path=path: open_checkpoint(path, verify=values))  # type: ignore[misc]

@@ -1,0 +1,88 @@
+"""A data folder on one screen, by subject numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from mergekit3d import inspect
+from mergekit3d.datasets import find_dataset
+from mergekit3d.errors import InputError
+from mergekit3d.verbs import inspect_data
+
+
+@pytest.fixture
+def brats(make_data, tmp_path) -> Path:
+    """A few small subjects."""
+    return make_data(tmp_path) / "brats"
+
+
+def text(result):
+    return "\n".join(result.lines())
+
+
+def change(path, work):
+    image = nibabel.load(path)
+    values, affine = work(np.asarray(image.dataobj), image.affine.copy())
+    nibabel.save(nibabel.Nifti1Image(values, affine), path)
+
+
+def test_counts_are_those_of_the_files(brats):
+    """Subjects, modalities, grids, and voxels by label; the same as plain data."""
+    subjects = find_dataset(brats).subjects
+    maps = [np.asarray(nibabel.load(subject.label).dataobj) for subject in subjects]
+    result = inspect([brats])
+    content = result.as_json()
+
+    assert ("brats2018", len(subjects), len(subjects)) == tuple(content[key] for key in ("layout", "subjects", "labelled"))
+    assert dict.fromkeys(("flair", "t1", "t1ce", "t2"), len(subjects)) == content["modalities"]
+    assert len(subjects) == sum(grid["subjects"] for grid in content["grids"])
+    assert {
+        str(label): {"subjects": sum((m == label).any() for m in maps), "voxels": sum(int((m == label).sum()) for m in maps)}
+        for label in np.unique(np.concatenate([m.ravel() for m in maps]))
+    } == content["labels"]
+    assert [] == content["odd"]
+    assert "nothing is missing or odd" in text(result)
+
+
+def test_what_is_missing_or_odd_is_told_by_number(brats):
+    """A modality, a label map, grids that differ, unknown labels, a damaged file; no name and no path of a subject."""
+    first, second, third, fourth, *_ = find_dataset(brats).subjects
+    first.images["t2"].unlink()
+    first.label.unlink()
+    change(second.images["flair"], lambda values, affine: (values[:-1], affine))
+    change(third.label, lambda values, affine: (np.where(values == 4, 7, values).astype(np.uint8), affine))
+    fourth.images["t1"].write_bytes(b"no volume")
+    result = inspect([brats])
+    odd = {row["subject"]: row["remarks"] for row in result.as_json()["odd"]}
+
+    assert ["no t2"] == odd[1]
+    assert ["flair on another grid than t1"] == odd[2]
+    assert ["labels that BraTS does not have: 7"] == odd[3]
+    assert odd[4][0].startswith("t1: ")
+    assert not any(subject.name in text(result) for subject in (first, second, third, fourth))
+
+
+def test_label_maps_of_a_large_data_set_are_read_in_part(brats, monkeypatch):
+    """And all of them, if that is asked for."""
+    monkeypatch.setattr(inspect_data, "LABEL_MAPS", 2)
+    count = len(find_dataset(brats).subjects)
+
+    assert f"(of 2 of {count} label maps; --values reads all)" in text(inspect([brats]))
+    assert count == inspect([brats], values=True).as_json()["label_maps_read"]
+
+
+def test_layout_can_be_named(brats):
+    """A folder of another layout is an error of that layout alone."""
+    with pytest.raises(InputError, match=r"no subjects in the data folder: .*: wanted <id>/T1w.*\(hcp\), found"):
+        inspect([brats], layout="hcp")
+
+
+def test_folder_without_subjects(tmp_path):
+    """Neither a checkpoint nor data."""
+    (tmp_path / "x").mkdir()
+    with pytest.raises(InputError, match="no subjects in the data folder"):
+        inspect([tmp_path / "x"])
