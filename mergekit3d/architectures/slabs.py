@@ -83,7 +83,12 @@ def _pays(x: Tensor, weight: Tensor, module: nn.Conv3d) -> bool:
     if plain or x.ndim != 5 or max(module.kernel_size) == 1 or not x.is_contiguous():
         return False
     rows = _rows_out(x.shape[2], weight.shape[2], module.stride[0], int(module.padding[0]), module.dilation[0])
-    return rows >= SMALLEST_DEPTH and (x.shape[0] == 1 or torch.backends.cpu.get_cpu_capability() == "AVX2")
+    return rows >= SMALLEST_DEPTH and (x.shape[0] == 1 or lacks_avx512())
+
+
+def lacks_avx512() -> bool:
+    """Whether the processor has nothing beyond AVX2: oneDNN's slow kernels are others there."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def slab_convolution(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mergekit3d.architectures.slabs import SlabConv3d, lacks_avx512
 from mergekit3d.per_sample.products import rows_product
 
 SMALL_VOLUME = 64
@@ -146,14 +147,9 @@ def _one_by_one(x: Tensor, weight: Tensor, gradient: Tensor) -> bool:
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim != 5:
         return False
     volume = prod(gradient.shape[2:])
-    if _without_avx512():
+    if lacks_avx512():  # there, the grouped kernels are 2 to 10 times as slow as two slabs of one sample, whatever the channels
         return True
     return volume <= SMALL_VOLUME or min(weight.shape[:2]) < BLOCK or not (x.is_contiguous() and gradient.is_contiguous())
-
-
-def _without_avx512() -> bool:
-    """Whether oneDNN's grouped kernels are 2 to 10 times as slow as two slabs of one sample, whatever the channels."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def _slabs_pay(x: Tensor, gradient: Tensor, geometry: Geometry) -> bool:
@@ -161,7 +157,7 @@ def _slabs_pay(x: Tensor, gradient: Tensor, geometry: Geometry) -> bool:
     if x.ndim != 5 or x.device.type != "cpu" or x.dtype != torch.float32 or geometry.transposed or geometry.groups > 1:
         return False
     slow = x.shape[1] * prod(x.shape[2:4]) <= LARGE_PLANES or x.is_contiguous()
-    large = prod(gradient.shape[2:]) > SMALL_VOLUME or _without_avx512()
+    large = prod(gradient.shape[2:]) > SMALL_VOLUME or lacks_avx512()
     return slow and large and gradient.shape[2] >= 4
 
 
@@ -195,6 +191,4 @@ def _blank(like: Tensor, height: int, memory_format: torch.memory_format) -> Ten
 
 def convolution_types() -> Sequence[type[nn.Module]]:
     """The types that the rule is for."""
-    from mergekit3d.architectures.slabs import SlabConv3d
-
     return (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, SlabConv3d)

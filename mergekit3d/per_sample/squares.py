@@ -102,10 +102,9 @@ class Squares:
     def _add(self, name: str, gradients: Iterable[Tensor], first: int) -> None:
         sums = self._traces.setdefault(name, [])
         total = self._totals[name]
-        if not isinstance(gradients, Tensor) and total.numel() <= SMALL:
-            gradients = torch.stack(list(gradients))
-        if isinstance(gradients, Tensor) and total.numel() <= SMALL:
-            squares = gradients.detach().to(torch.promote_types(gradients.dtype, torch.float32)).square().reshape(len(gradients), -1)
+        if total.numel() <= SMALL:
+            rows = gradients if isinstance(gradients, Tensor) else torch.stack(list(gradients))
+            squares = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).square().reshape(len(rows), -1)
             sums.append((first, squares.sum(1).double()))
             total.add_(squares.sum(0).reshape(total.shape), alpha=self._scale)
             return

@@ -221,7 +221,7 @@ def estimate(
         if group.is_first:
             found = {"identity": identity, "checkpoint": checkpoint.digest, "data": json_digest(sorted(digests.values())), "seed": seed}
             small = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
-            shapes = (tuple(shape) for shape in chain([small], estimation.image_shapes()))
+            shapes = chain([small], estimation.image_shapes())
             zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, shapes)
             write_fisher(out, sums, zero, _metadata(spec, task, settings, found), dtype=settings.dtype)
             snapshots.remove()
