@@ -16,7 +16,7 @@ from torch import nn
 
 from mergekit3d.architectures.slabs import fast_cpu_convolutions
 from mergekit3d.datasets.prefetch import prefetch
-from mergekit3d.datasets.sampling import Batch, epoch_batches, whole_volume_batches
+from mergekit3d.datasets.sampling import Batch, epoch_jobs, whole_volume_batches
 from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, UsageError
 from mergekit3d.fisher_estimation import WHOLE, Example, FisherSums, add_subjects, batches_of_one_size, empty_sums
 from mergekit3d.per_sample.recorder import PerSampleGradients, per_sample_gradients
@@ -79,7 +79,8 @@ class Estimation:
         size, multiple = self.settings.patch_size, self.multiple_of
         if size is None:
             return whole_volume_batches(self.store, [number], multiple_of=multiple)
-        return epoch_batches(self.store, [number], batch_size=1, patch_size=size, multiple_of=multiple, seed=self.seed, epoch=number)
+        jobs = epoch_jobs(self.store, [number], batch_size=1, patch_size=size, multiple_of=multiple, seed=self.seed, epoch=number)
+        return (job() for job in jobs)
 
     def add(self, sums: FisherSums, examples: Sequence[Example], recorder: PerSampleGradients) -> list[int]:
         """Add the subjects of a batch to the sums; returns their numbers."""

@@ -44,6 +44,7 @@ class Predictor:
         patch_size: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows.
         mirror_axes: average over copies mirrored along each subset of these axes of RAS+; empty: no copies.
+        digest: of the checkpoint; empty: a network in memory.
     """
 
     network: nn.Module
@@ -53,6 +54,7 @@ class Predictor:
     patch_size: tuple[int, int, int] | None = None
     overlap: float = 0.5
     mirror_axes: tuple[int, ...] = ()
+    digest: str = ""
 
     def probabilities(self, prepared: Prepared) -> Array:
         """Probabilities on the native grid within the foreground's box, (C, x, y, z) float32 in RAS+ axis order."""
@@ -102,7 +104,9 @@ def load_predictor(
     check_shapes(spec, opened.shapes, opened.path)
     network = build_network(spec)
     network.load_state_dict(load_tensors(opened))
-    return predictor_from(network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror_axes=mirror_axes)
+    return predictor_from(
+        network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror_axes=mirror_axes, digest=opened.digest
+    )
 
 
 def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, options: Options, **how: Any) -> Predictor:
@@ -113,7 +117,7 @@ def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, option
         spec: its architecture.
         task: what it puts out.
         options: device and precision.
-        how: patch_size, overlap and mirror_axes of `Predictor`.
+        how: patch_size, overlap, mirror_axes and digest of `Predictor`.
     """
     from mergekit3d.architectures.slabs import use_fast_cpu_convolutions
     from mergekit3d.training.devices import resolve_runtime

@@ -62,9 +62,13 @@ def read_metrics_csv(path: Path) -> list[SubjectMetrics]:
     return list(rows.values())
 
 
-def write_summary_json(path: Path, subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM) -> None:
-    """Write summary.json with nnU-Net's keys, region names in place of label ids; see `summary`."""
-    write_json(path, summary(subjects, convention=convention, tolerance_mm=tolerance_mm))
+def write_summary_json(
+    path: Path, subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM
+) -> dict[str, Any]:
+    """Write summary.json with nnU-Net's keys, region names in place of label ids; its content, see `summary`."""
+    content = summary(subjects, convention=convention, tolerance_mm=tolerance_mm)
+    write_json(path, content)
+    return content
 
 
 def summary(subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 from mergekit3d.architectures import NetworkSpec, network_shapes
 from mergekit3d.checkpoints import CHECKPOINT, FISHER, Metadata, TaskSpec, TensorEntry, open_checkpoint, write_checkpoint
 from mergekit3d.checkpoints.checkpoint import dtype_name
+from mergekit3d.errors import InputError
 from mergekit3d.recipe import load_recipe
 
 MODALITIES = ("t1", "t2")
@@ -200,3 +204,28 @@ def save_nnunet(path, seed=0, plans=None, labels=None, state=None, **content):
     }
     torch.save(whole, path)
     return whole
+
+
+def assert_mutants_are_refused(path):
+    """Files of one flipped bit, 300 of them, raise nothing but input errors, and never give other values."""
+    good, digest = path.read_bytes(), open_checkpoint(path).digest
+    generator, mutant_path = np.random.default_rng(0), path.with_name(f"mutant{path.suffix}")
+    for position in generator.integers(0, len(good), 300):
+        mutant = bytearray(good)
+        mutant[position] ^= 1 << int(generator.integers(8))
+        mutant_path.write_bytes(bytes(mutant))
+        try:
+            assert digest == open_checkpoint(mutant_path).digest
+        except InputError:
+            continue
+
+
+def torchrun(processes, *arguments, cwd=None):
+    """What the command printed when torchrun started it in several processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "mergekit3d_cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    ended = subprocess.run(
+        [*command, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=180, check=False, env=environment
+    )
+    assert 0 == ended.returncode, ended.stderr
+    return ended

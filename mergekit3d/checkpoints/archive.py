@@ -14,13 +14,18 @@ def begins_as_zip(head: bytes) -> bool:
     return head[:4] == b"PK\x03\x04"
 
 
-def members(path: Path) -> list[str]:
-    """Names in an archive, without the folder that torch puts everything in; empty where it is none."""
+def names_in(path: Path) -> list[str]:
+    """Names in an archive; empty where it is none."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return [name.partition("/")[2] or name for name in archive.namelist()]
+            return archive.namelist()
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return []
+
+
+def members(path: Path) -> list[str]:
+    """Names in an archive, without the folder that torch puts everything in; empty where it is none."""
+    return [name.partition("/")[2] or name for name in names_in(path)]
 
 
 def pickle_names(path: Path, words: Sequence[str]) -> bool:

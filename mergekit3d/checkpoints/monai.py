@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.checkpoints.archive import begins_as_zip
+from mergekit3d.checkpoints.archive import begins_as_zip, names_in
 from mergekit3d.checkpoints.bundle import METADATA, MODEL, Bundle, CodeInConfigError, network_of_bundle, task_of_bundle
 from mergekit3d.checkpoints.bundle_writing import configs_of
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
@@ -39,11 +39,7 @@ def recognises(path: Path, head: bytes) -> bool:
         return False
     if not head:
         return path.is_dir() and (path / METADATA).is_file() and (path / "models").is_dir()
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(name == METADATA or name.endswith(f"/{METADATA}") for name in archive.namelist()) == 1
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
-        return False
+    return sum(name == METADATA or name.endswith(f"/{METADATA}") for name in names_in(path)) == 1
 
 
 def open_monai(path: Path) -> Checkpoint:

@@ -57,41 +57,6 @@ Job = Callable[[], Batch]
 """Makes a batch, in whatever thread."""
 
 
-def epoch_batches(
-    store: SubjectStore,
-    numbers: Sequence[int],
-    *,
-    batch_size: int,
-    patch_size: Shape | None,
-    multiple_of: int,
-    seed: int,
-    epoch: int,
-    steps: int | None = None,
-    first_step: int = 0,
-    spatial: Spatial | None = None,
-    augment: Sequence[Transform] = (),
-    device: torch.device | str = "cpu",
-    share: Share = WHOLE,
-) -> Iterator[Batch]:
-    """The training batches of one epoch; see `epoch_jobs`."""
-    jobs = epoch_jobs(
-        store,
-        numbers,
-        batch_size=batch_size,
-        patch_size=patch_size,
-        multiple_of=multiple_of,
-        seed=seed,
-        epoch=epoch,
-        steps=steps,
-        first_step=first_step,
-        spatial=spatial,
-        augment=augment,
-        device=device,
-        share=share,
-    )
-    return (job() for job in jobs)
-
-
 def epoch_jobs(
     store: SubjectStore,
     numbers: Sequence[int],

@@ -17,7 +17,7 @@ from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.storage.atomic import refuse_existing
 from mergekit3d.storage.lock import output_lock
-from mergekit3d.summaries import dice_intervals, write_metrics_csv, write_summary_json
+from mergekit3d.summaries import write_metrics_csv, write_summary_json
 from mergekit3d.volumes.nifti import SUFFIXES, read_labels
 
 METRICS, SUMMARY = "metrics.csv", "summary.json"
@@ -35,7 +35,7 @@ class EvaluateResult:
         hd95: the same in mm.
         mean_dice: mean of the regions' means.
         nsd: normalised surface Dice by region.
-        intervals: 95 % bootstrap intervals of the mean Dice by region.
+        intervals: 95 % bootstrap intervals of the mean Dice by region; None at both ends with fewer than two subjects.
         mean_interval: the same of the mean over regions of each subject.
         definitions: what was done with empty regions, and the tolerance.
     """
@@ -47,17 +47,16 @@ class EvaluateResult:
     hd95: Mapping[str, float]
     mean_dice: float
     nsd: Mapping[str, float]
-    intervals: Mapping[str, Sequence[float]]
-    mean_interval: Sequence[float]
+    intervals: Mapping[str, Sequence[float | None]]
+    mean_interval: Sequence[float | None]
     definitions: Mapping[str, str]
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; what is undefined is null."""
         figures = {key: {region: _defined(value) for region, value in getattr(self, key).items()} for key in ("dice", "hd95", "nsd")}
         found = {"metrics": str(self.metrics), "summary": str(self.summary), "subjects": self.subjects, **figures}
-        intervals = {region: [_defined(end) for end in interval] for region, interval in self.intervals.items()}
-        mean = {"mean_dice": _defined(self.mean_dice), "mean_dice_interval_95": [_defined(end) for end in self.mean_interval]}
-        return {**found, **mean, "dice_interval_95": intervals, "definitions": dict(self.definitions)}
+        mean = {"mean_dice": _defined(self.mean_dice), "mean_dice_interval_95": list(self.mean_interval)}
+        return {**found, **mean, "dice_interval_95": dict(self.intervals), "definitions": dict(self.definitions)}
 
     def lines(self) -> list[str]:
         """A line a region for people, then what the figures mean."""
@@ -146,8 +145,8 @@ def write_evaluation(
         subjects = list(rows)
         flat = [row for subject in subjects for row in subject.rows]
         write_metrics_csv(out / METRICS, flat)
-        write_summary_json(out / SUMMARY, subjects, convention=convention, tolerance_mm=tolerance_mm)
-    means, intervals = means_by_region(flat), dice_intervals(flat)
+        intervals = write_summary_json(out / SUMMARY, subjects, convention=convention, tolerance_mm=tolerance_mm)["interval_95"]
+    means = means_by_region(flat)
     return EvaluateResult(
         metrics=out / METRICS,
         summary=out / SUMMARY,
@@ -236,8 +235,8 @@ def _chosen(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Su
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def _between(interval: Sequence[float]) -> str:
-    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if len(interval) == 2 and not math.isnan(interval[0]) else ""
+def _between(interval: Sequence[float | None]) -> str:
+    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval and interval[0] is not None else ""
 
 
 def _defined(value: float) -> float | None:

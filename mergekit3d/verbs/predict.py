@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.checkpoints import TaskSpec, open_checkpoint
+from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.datasets import find_dataset, select
 from mergekit3d.datasets.labels import decode
@@ -112,7 +112,7 @@ def predict(
         dataset = find_dataset(data, layout)
         subjects = select(dataset, task.modalities, need_labels=False)
         settings = {
-            "checkpoints": [open_checkpoint(path).digest for path in checkpoints],
+            "checkpoints": [member.digest for member in members],
             "labels": {name: list(ids) for name, ids in written.outputs.items()},
             "patch_size": patch_size and list(patch_size),
             "overlap": overlap,

@@ -6,7 +6,7 @@ import torch
 
 from mergekit3d.datasets.augmentation import flips
 from mergekit3d.datasets.prepare import Box, Prepared
-from mergekit3d.datasets.sampling import epoch_batches, patch_block, whole_volume_batches
+from mergekit3d.datasets.sampling import epoch_jobs, patch_block, whole_volume_batches
 from mergekit3d.datasets.share import Share
 from mergekit3d.volumes.nifti import Grid
 
@@ -28,7 +28,8 @@ class Store:
 
 def batches(**kwargs):
     defaults = {"batch_size": 2, "patch_size": None, "multiple_of": 4, "seed": 0, "epoch": 0, "augment": [flips()]}
-    return list(epoch_batches(kwargs.pop("store", Store()), kwargs.pop("numbers", list(SHAPES)), **(defaults | kwargs)))
+    jobs = epoch_jobs(kwargs.pop("store", Store()), kwargs.pop("numbers", list(SHAPES)), **(defaults | kwargs))
+    return [job() for job in jobs]
 
 
 def same(first, second):

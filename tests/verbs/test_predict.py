@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel
@@ -17,7 +14,7 @@ from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.errors import InputError, MergeKit3DError, UsageError
 from mergekit3d.options import Options
 from mergekit3d.verbs.predict import RECORD
-from tests.builders import save_source, task_of
+from tests.builders import save_source, task_of, torchrun
 
 REGIONS = {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)}
 
@@ -197,20 +194,10 @@ def test_two_processes_write_what_one_does(data, tmp_path):
     """The subjects are shared out; one JSON object, one record, the same files; --resume finds all of them done."""
     checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
     one = run(checkpoint, data, tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mergekit3d_cli"]
     flags = ["--data", str(data), "--out", str(tmp_path / "two"), "--device", "cpu", "--precision", "fp32", "--json"]
 
     def begin(*more):
-        ended = subprocess.run(
-            [*command, "predict", str(checkpoint), *flags, *more],
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        )
-        assert 0 == ended.returncode, ended.stderr
-        return json.loads(ended.stdout)
+        return json.loads(torchrun(2, "predict", checkpoint, *flags, *more).stdout)
 
     told = begin()
     assert (len(one.files), 0) == (told["subjects"], told["kept"])

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from mergekit3d import adapt, finetune, train
 from mergekit3d.options import Options
-from tests.builders import task_of, two_sources, write_recipe
+from tests.builders import task_of, torchrun, two_sources, write_recipe
 
 NETWORK = "{name: isensee2017, base_filters: 2, depth: 3, segmentation_levels: 2, dropout: 0}"
 SETTINGS = "epochs: 2, learning_rate: 2e-3, loss: dice-ce"
@@ -163,20 +163,10 @@ def test_two_processes_give_the_result_of_one(project, tmp_path, verb, recipe, s
 @pytest.mark.slow
 def test_torchrun_shares_a_training(project, tmp_path):
     """As a user types it; a process that gets no sample takes part all the same, and that is told."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m", "mergekit3d_cli"]
     settings = ("train.epochs=1",)
     flags = ["--recipe", "m3.yaml", "--device", "cpu", "--precision", "fp32", "--out", tmp_path / "three", *flags_of(settings)]
-    ended = subprocess.run(
-        [*command, "train", *map(str, flags)],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )
+    ended = torchrun(3, "train", *flags, cwd=project)
 
-    assert 0 == ended.returncode, ended.stderr
     idle = "1 of 3 processes have nothing to do: a step has batch_size x accumulate = 2 samples, for all of them together"
     assert 1 == ended.stderr.count(idle)
     alone(project, "train", "m3.yaml", tmp_path / "one", *settings)
