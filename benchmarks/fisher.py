@@ -200,7 +200,7 @@ def prepared(
 
 
 def zeros(network: nn.Module) -> Totals:
-    return {name: torch.zeros_like(values, dtype=torch.float64) for name, values in network.named_parameters()}
+    return empty_sums(network).squares
 
 
 def plain(network: nn.Module, x: Tensor, score: Tensor, fast: AbstractContextManager[None]) -> Totals:

@@ -99,7 +99,11 @@ class FisherSums:
 
 def empty_sums(network: nn.Module) -> FisherSums:
     """Sums over no subjects."""
-    return FisherSums({name: torch.zeros_like(parameter, dtype=torch.float64) for name, parameter in network.named_parameters()})
+    squares = {
+        name: torch.zeros_like(parameter, dtype=torch.float64, memory_format=torch.contiguous_format)
+        for name, parameter in network.named_parameters()
+    }
+    return FisherSums(squares)
 
 
 def add_subject(

@@ -314,6 +314,58 @@ def test_isensee_in_float32(batch, memory_format):
     assert_equal(expected, actual, rtol=1e-2, noise=1e-10)
 
 
+class Template(nn.Module):
+    """One of torch's layers that is handed a parameter as its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.template = nn.Parameter(torch.zeros(1, 2, 4, 4, 4))
+        self.conv = nn.Conv3d(2, 2, 3, padding=1)
+
+    def forward(self, x):
+        return x * self.conv(self.template)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_parameter_that_is_the_input_of_a_layer(batch):
+    """It has its gradient, although the functions within the layer are not watched."""
+    network, x = random_network(Template()), images(batch, 2, 4, 4, 4)
+    actual, _ = ours(network, x)
+
+    assert_equal(by_loop(network, x), actual)
+
+
+def test_error_within_a_layer_leaves_nothing_behind():
+    """Torch's functions can be watched again, and the next batch is exact."""
+    network = random_network(nn.Sequential(nn.Conv3d(2, 2, 3), nn.InstanceNorm3d(2, affine=True)))
+    x, totals = images(2, 2, 5, 5, 5), empty_totals(network)
+    with per_sample_gradients(network) as recorder:
+        with pytest.raises(RuntimeError, match="channels"):
+            recorder.forward(images(2, 3, 5, 5, 5))
+        assert not torch._C._is_torch_function_all_disabled()
+        logits = recorder.forward(x)
+        recorder.add_squares(score_like(logits), totals)
+
+    assert_equal(by_loop(network, x), totals)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_large_layers_are_squared_piece_by_piece(memory_format):
+    """Whatever the memory format of the totals, with a last piece that is shorter than the others."""
+    network = random_network(nn.Sequential(nn.Conv3d(64, 80, 3, padding=1)))
+    x = images(2, 64, 2, 3, 2)
+    expected = by_loop(network, x)
+    totals = {
+        name: total.contiguous(memory_format=memory_format) if total.ndim == 5 else total for name, total in empty_totals(network).items()
+    }
+    with per_sample_gradients(network) as recorder:
+        logits = recorder.forward(x)
+        traces = recorder.add_squares(score_like(logits), totals)
+
+    assert_equal(expected, totals)
+    assert sum(trace["0.weight"] for trace in traces) == pytest.approx(float(expected["0.weight"].sum()), rel=1e-9)
+
+
 def dynunet():
     from monai.networks.nets import DynUNet
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,11 +42,13 @@ class Call:
 
     Args:
         module: that is called.
+        own: the parameters of the module itself, by their names in it.
         inputs: positional and keyword arguments, detached; None once they are no longer needed.
         depth: of the call in the calls around it; 0 for the network.
         rule: the fast rule, where the module has one.
         leaves: of a norm that was widened.
         used: parameters that functions called in this very call have used, by `id`.
+        shield: keeps torch's functions from being watched during the call, where it is known what they use.
         versions: of the inputs' tensors, to find out whether they were changed in place.
         gradients: of the outputs' tensors, by their place, as far as they arrived.
         outputs: its tensors, while they are compared with those of a sample alone.
@@ -54,11 +56,13 @@ class Call:
     """
 
     module: nn.Module
+    own: Mapping[str, nn.Parameter]
     inputs: tuple[tuple[Any, ...], dict[str, Any]] | None
     depth: int
     rule: Rule | None = None
     leaves: norms.Leaves | None = None
     used: set[int] = field(default_factory=set)
+    shield: AbstractContextManager[None] | None = None
     versions: list[int] = field(default_factory=list)
     gradients: dict[int, Tensor] = field(default_factory=dict)
     outputs: list[Tensor] = field(default_factory=list)
@@ -68,11 +72,6 @@ class Call:
     def ruled(self) -> bool:
         """Whether the gradients of all samples come at once."""
         return self.rule is not None or self.leaves is not None
-
-    @cached_property
-    def own(self) -> dict[str, nn.Parameter]:
-        """The parameters of the module itself, by their names in it."""
-        return dict(self.module.named_parameters(recurse=False))
 
     def taken(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The inputs.
@@ -115,15 +114,19 @@ def versions_of(values: Any) -> list[int]:
     return [tensor._version for tensor in tensors_in(values)]  # noqa: SLF001  there is no other way to ask
 
 
-def rule_of(module: nn.Module, inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> Rule | None:
-    """The fast rule for one call, or None."""
+def rule_of(module: nn.Module, own: Mapping[str, nn.Parameter]) -> Rule | None:
+    """The fast rule of a module with these parameters, or None."""
     rule = rules().get(type(module))
-    own = {name for name, _ in module.named_parameters(recurse=False)}
-    if rule is None or keywords or not inputs or not isinstance(inputs[0], Tensor) or not own <= {"weight", "bias"}:
+    if rule is None or not own.keys() <= {"weight", "bias"} or "forward" in vars(module):
         return None
-    if "forward" in vars(module) or (isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None):  # noqa: SLF001
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:  # noqa: SLF001  the class that all share
         return None
     return rule
+
+
+def takes_rule(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> bool:
+    """Whether a module is called as its fast rule supposes: with a tensor in front."""
+    return not keywords and bool(inputs) and isinstance(inputs[0], Tensor)
 
 
 class Uses(TorchFunctionMode):

@@ -1,8 +1,9 @@
 """Per-sample gradients of convolutions, transposed or not, along any number of axes.
 
 The gradient of the weights of every sample of a batch is the gradient of a grouped convolution whose groups are the samples. That
-is the fast way for 16 channels and more, contiguous in memory, with AVX-512. In the others, oneDNN's grouped kernels are slower than one
-sample after another, each as two slabs along the depth, padded beforehand: see `mergekit3d.architectures.slabs`.
+is the fast way for 16 channels and more, contiguous in memory, with AVX-512, unless there are many weights for few voxels. In the
+others, oneDNN's grouped kernels are slower than one sample after another, each as two slabs along the depth, padded beforehand: see
+`mergekit3d.architectures.slabs`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch.nn import functional
 from mergekit3d.architectures.slabs import SlabConv3d, lacks_avx512
 from mergekit3d.per_sample.products import rows_product
 
-SMALL_VOLUME = 64
-"""Voxels of output up to which a matrix product over an unfolded copy, sample after sample, is the fastest."""
+SMALL_VOLUME = 8
+"""Voxels of output up to which a matrix product over an unfolded copy, sample after sample, is the fastest with AVX-512."""
+HEAVY_VOLUME, HEAVY_WEIGHTS = 64, 1 << 18
+"""Voxels of output up to which, and weights from which, two slabs of one sample after another are faster than grouped kernels."""
 BLOCK = 16
 """Channels that oneDNN's fast kernels hold together."""
 LARGE_PLANES = 20480
@@ -50,7 +53,7 @@ class Geometry:
     def of_weight(self, x: Tensor, weight: Tensor, gradient: Tensor, *, groups: int | None = None) -> Tensor:
         """The gradient of the weights, summed over the batch."""
         how = (list(self.stride), list(self.padding), list(self.dilation), self.transposed, list(self.output_padding))
-        found: Any = torch.ops.aten.convolution_backward(
+        found: Any = torch.ops.aten.convolution_backward.default(
             gradient, x, weight, None, *how, self.groups if groups is None else groups, [False, True, False]
         )
         result: Tensor = found[1]
@@ -78,7 +81,8 @@ def convolution(module: nn.Module, x: Tensor, gradient: Tensor, samples: int) ->
     x, geometry = _padded(module, x.to(gradient.dtype), gradient)
     found: dict[str, Iterable[Tensor]] = {"weight": _of_weights(x, weight, gradient, geometry, samples)}
     if module.bias is not None:
-        found["bias"] = gradient.sum(list(range(2, gradient.ndim))).reshape(samples, -1, gradient.shape[1]).sum(1)
+        of_rows = gradient.sum(list(range(2, gradient.ndim)))
+        found["bias"] = of_rows if len(of_rows) == samples else of_rows.reshape(samples, -1, gradient.shape[1]).sum(1)
     return found
 
 
@@ -120,7 +124,7 @@ def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry,
     rows = x.shape[0] // samples
     if _is_matrix_product(weight, geometry):
         products = rows_product(gradient.flatten(2), x.flatten(2))
-        return products.reshape(samples, rows, *products.shape[1:]).sum(1).reshape(samples, *weight.shape)
+        return (products if rows == 1 else products.reshape(samples, rows, *products.shape[1:]).sum(1)).reshape(samples, *weight.shape)
     if samples == 1 and rows > 1:
         return geometry.of_weight(x, weight, gradient)[None]
     if rows > 1 or _one_by_one(x, weight, gradient):
@@ -130,7 +134,7 @@ def _of_weights(x: Tensor, weight: Tensor, gradient: Tensor, geometry: Geometry,
         return (geometry.of_weight(part, weight, of_part) for part, of_part in pairs)
     grouped = geometry.of_weight(
         x.reshape(1, -1, *x.shape[2:]),
-        weight.repeat(samples, *[1] * (weight.ndim - 1)),
+        weight.new_empty(samples * weight.shape[0], *weight.shape[1:]),
         gradient.reshape(1, -1, *gradient.shape[2:]),
         groups=samples * geometry.groups,
     )
@@ -149,7 +153,8 @@ def _one_by_one(x: Tensor, weight: Tensor, gradient: Tensor) -> bool:
     volume = prod(gradient.shape[2:])
     if lacks_avx512():  # there, the grouped kernels are 2 to 10 times as slow as two slabs of one sample, whatever the channels
         return True
-    return volume <= SMALL_VOLUME or min(weight.shape[:2]) < BLOCK or not (x.is_contiguous() and gradient.is_contiguous())
+    heavy = volume <= HEAVY_VOLUME and weight.numel() > HEAVY_WEIGHTS
+    return volume <= SMALL_VOLUME or heavy or min(weight.shape[:2]) < BLOCK or not (x.is_contiguous() and gradient.is_contiguous())
 
 
 def _slabs_pay(x: Tensor, gradient: Tensor, geometry: Geometry) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mergekit3d.errors import UsageError
 from mergekit3d.per_sample import norms
 from mergekit3d.per_sample.batch_axis import check_batch_axis
-from mergekit3d.per_sample.calls import WIDENED, Call, Tap, Uses, detached, rule_of, versions_of, without_fast_path
+from mergekit3d.per_sample.calls import WIDENED, Call, Tap, Uses, detached, rule_of, takes_rule, versions_of, without_fast_path
 from mergekit3d.per_sample.replay import loop_over_network, replay
 from mergekit3d.per_sample.squares import Squares
 
@@ -42,6 +42,8 @@ class PerSampleGradients:
         self._names = {id(parameter): name for name, parameter in network.named_parameters()}
         self._parameters = dict(network.named_parameters())
         self._modules = {module: name for name, module in network.named_modules()}
+        self._own = {module: dict(module.named_parameters(recurse=False)) for module in self._modules}
+        self._rules = {module: rule for module, own in self._own.items() if (rule := rule_of(module, own)) is not None}
         self._recording = False
         self._stack: list[Call] = []
         self._calls: list[Call] = []
@@ -124,8 +126,8 @@ class PerSampleGradients:
             self._backward(score, squares)
         with torch.no_grad():
             self._replay_calls(squares)
-        squares.finish()
         self._loop(score, squares)
+        squares.finish()
         self._seen |= squares.seen
         self._unused = self._parameters.keys() - self._seen
         if last:
@@ -136,6 +138,8 @@ class PerSampleGradients:
 
     def _stop(self) -> None:
         self._recording = False
+        for call in reversed(self._stack):  # those that an error ended
+            _unshield(call)
 
     def _note(self, number: int) -> None:
         if self._recording and self._stack:
@@ -145,7 +149,16 @@ class PerSampleGradients:
         """A module is about to be called."""
         if not self._recording:
             return
-        self._stack.append(Call(module, (inputs, keywords), len(self._stack)))
+        call = Call(module, self._own[module], (inputs, keywords), len(self._stack))
+        self._stack.append(call)
+        known = module in self._rules or type(module) in WIDENED
+        if known and call.own and not keywords and len(inputs) == 1 and type(inputs[0]) is Tensor:
+            # One of torch's own layers: what it uses is known, and watching its functions takes longer than small ones themselves.
+            call.used.update(id(parameter) for parameter in call.own.values())
+            if id(inputs[0]) in self._names:
+                call.used.add(id(inputs[0]))
+            call.shield = torch._C.DisableTorchFunction()  # noqa: SLF001  there is no public one that a hook can leave to another
+            call.shield.__enter__()
 
     def after(self, module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
         """A module was called: keep what its parameters' gradients need, and ask for the gradient of its output."""
@@ -153,6 +166,12 @@ class PerSampleGradients:
             return output
         call = self._stack.pop()
         assert call.module is module
+        try:
+            return self._kept(call, inputs, keywords, output)
+        finally:
+            _unshield(call)
+
+    def _kept(self, call: Call, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> Any:
         if call.leaves is not None:
             call.inputs = detached(call.inputs)
             self._keep(call)
@@ -161,7 +180,7 @@ class PerSampleGradients:
             for number in call.used:  # of the network itself
                 self._uses.setdefault(number, []).append(call)
             return output
-        call.rule = rule_of(module, inputs, keywords)
+        call.rule = self._rules.get(call.module) if takes_rule(inputs, keywords) else None
         call.inputs = detached((inputs, keywords))
         call.versions = versions_of(call.inputs)
         self._keep(call)
@@ -251,7 +270,8 @@ class PerSampleGradients:
         found = torch.autograd.grad(self._logits, inputs, grad_outputs=score, retain_graph=not self._last, allow_unused=True)
         for (parameter, _), gradient in zip(leaves, found[1:], strict=True):
             if gradient is not None and id(parameter) in self._fast:
-                rows = gradient.reshape(len(self._images), -1, *parameter.shape).sum(1)
+                rows = gradient.reshape(len(self._images), -1, *parameter.shape)
+                rows = rows[:, 0] if rows.shape[1] == 1 else rows.sum(1)
                 squares.take(parameter, rows, alone=len(self._uses[id(parameter)]) == 1)
 
     def _arrived(self, call: Call, place: int, gradient: Tensor) -> None:
@@ -261,7 +281,9 @@ class PerSampleGradients:
         if call.rule is None:
             call.gradients[place] = gradient
             return
-        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+        device = gradient.device.type
+        mixed = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with torch.no_grad(), mixed:
             self._by_rule(call, call.rule, gradient, squares)
         if self._last:
             call.inputs = None
@@ -304,6 +326,12 @@ class PerSampleGradients:
                     squares.take(parameter, gradient[None], alone=True, first=sample)
         self._slow = [name for name in self._slow if name in squares.seen]
         self._looped.update(self._slow)
+
+
+def _unshield(call: Call) -> None:
+    if call.shield is not None:
+        call.shield.__exit__(None, None, None)
+        call.shield = None
 
 
 def _wide(logits: Tensor) -> Tensor:

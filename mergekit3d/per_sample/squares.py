@@ -12,10 +12,10 @@ ENTRIES_AT_ONCE = 4_000_000
 """Per-sample gradients of a layer that are held at a time, unless one sample has more."""
 
 PIECE = 1 << 17
-"""Entries that are summed in their own precision."""
+"""Entries that are summed in their own precision; what is done with them stays in the cache."""
 
-SMALL = 1 << 16
-"""Entries of a parameter whose samples are squared together."""
+SMALL = 1 << 15
+"""Entries of a parameter that waits for the others of its kind, since calls for each would cost more than what they compute."""
 
 
 class NotFiniteError(ArithmeticError):
@@ -49,11 +49,12 @@ class Squares:
         self._scale = scale
         self._pending: dict[int, list[Tensor]] = {}
         self._traces: dict[str, list[tuple[int, Tensor]]] = {}
+        self._small: dict[str, list[tuple[int, Tensor]]] = {}
 
     @property
     def seen(self) -> set[str]:
         """Parameters that got a gradient."""
-        return set(self._traces)
+        return self._traces.keys() | self._small.keys() | {self._names[number] for number in self._pending}
 
     def samples_at_once(self, parameters: Iterable[nn.Parameter]) -> int:
         """How many samples' gradients of a layer to hold at a time."""
@@ -77,10 +78,29 @@ class Squares:
             self._pending[number] = list(gradients)
 
     def finish(self) -> None:
-        """Square what was used more than once."""
+        """Square what was used more than once, and what waited for its like; nothing is taken afterwards."""
         for number, gradients in self._pending.items():
             self._add(self._names[number], gradients, 0)
         self._pending = {}
+        if not self._small:
+            return
+        totals = [self._totals[name] for name in self._small]
+        squares = torch.cat([self._of_all_samples(parts) for parts in self._small.values()], 1).double().square_()
+        columns = [total.numel() for total in totals]
+        for name, of_one in zip(self._small, torch.split(squares, columns, 1), strict=True):
+            self._traces[name] = [(0, of_one.sum(1))]
+        for total, added in zip(totals, torch.split(squares.sum(0), columns), strict=True):
+            total.add_(added.reshape(total.shape), alpha=self._scale)
+        self._small = {}
+
+    def _of_all_samples(self, parts: list[tuple[int, Tensor]]) -> Tensor:
+        """Gradients of one parameter, (samples, entries)."""
+        if len(parts) == 1 and len(parts[0][1]) == self._samples:
+            return parts[0][1]
+        rows = parts[0][1].new_zeros(self._samples, parts[0][1].shape[1])
+        for first, part in parts:
+            rows[first : first + len(part)] = part
+        return rows
 
     def traces(self) -> list[dict[str, float]]:
         """The sum of the squared gradients of each parameter that got one, for every sample.
@@ -100,26 +120,27 @@ class Squares:
         return found
 
     def _add(self, name: str, gradients: Iterable[Tensor], first: int) -> None:
-        sums = self._traces.setdefault(name, [])
         total = self._totals[name]
         if total.numel() <= SMALL:
             rows = gradients if isinstance(gradients, Tensor) else torch.stack(list(gradients))
-            squares = rows.detach().to(torch.promote_types(rows.dtype, torch.float32)).square().reshape(len(rows), -1)
-            sums.append((first, squares.sum(1).double()))
-            total.add_(squares.sum(0).reshape(total.shape), alpha=self._scale)
+            self._small.setdefault(name, []).append((first, _wide(rows.detach().reshape(len(rows), -1))))
             return
-        squared: Tensor | None = None
-        for sample, given in enumerate(gradients, first):
-            gradient = given.detach()
-            if gradient.dtype in (torch.bfloat16, torch.float16):
-                gradient = gradient.float()
-            squared = gradient.square() if squared is None else squared.addcmul_(gradient, gradient)
-            sums.append((sample, _sum_of_squares(gradient).reshape(1)))
-        if squared is not None:
-            total.add_(squared.reshape(total.shape), alpha=self._scale)
+        flat = [_wide(gradient.detach()).reshape(-1) for gradient in gradients]
+        dots: list[Tensor] = []
+        buffer = torch.empty(min(PIECE, total.numel()), dtype=flat[0].dtype, device=total.device)
+        # Piece by piece, so that what one step writes is in the cache when the next one reads it.
+        plain = total if total.is_contiguous() else torch.zeros_like(total, memory_format=torch.contiguous_format)
+        for of_total, *parts in zip(*(torch.split(one, PIECE) for one in (plain.view(-1), *flat)), strict=True):
+            squared = buffer[: len(of_total)]
+            torch.mul(parts[0], parts[0], out=squared)
+            for part in parts[1:]:
+                squared.addcmul_(part, part)
+            dots.extend(torch.dot(part, part) for part in parts)
+            of_total.add_(squared, alpha=self._scale)
+        if plain is not total:
+            total.add_(plain)
+        self._traces.setdefault(name, []).append((first, torch.stack(dots).reshape(-1, len(flat)).sum(0, dtype=torch.float64)))
 
 
-def _sum_of_squares(values: Tensor) -> Tensor:
-    """In pieces, whose sums are float64."""
-    parts = torch.split(values.reshape(-1), PIECE)
-    return torch.stack([torch.dot(part, part) for part in parts]).sum(dtype=torch.float64)
+def _wide(values: Tensor) -> Tensor:
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
