@@ -194,7 +194,7 @@ class Study:
             cohort = open_cohort(loaded, target, key=key)
             init = [] if model.init == NONE else files_identity([init_path(loaded, model, earlier)])
             seed = self._seed(loaded.recipe.seed)
-            decisive = [model.model_dump(mode="json"), self._architecture(), self._cohort_identity(cohort), init, seed]
+            decisive = [model.decisive(), self._architecture(), self._cohort_identity(cohort), init, seed]
             if model.is_held:
                 fisher = init_fisher(loaded, model, earlier)
                 decisive += [loaded.recipe.partitions.model_dump(mode="json"), files_identity([fisher] if fisher is not None else [])]
@@ -218,7 +218,7 @@ class Study:
         def identity() -> Any:
             cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
             checkpoint = files_identity([loaded.checkpoint_path(source)])
-            return [loaded.recipe.fisher.model_dump(mode="json"), self._cohort_identity(cohort), checkpoint, self.options.seed]
+            return [loaded.recipe.fisher.decisive(), self._cohort_identity(cohort), checkpoint, self.options.seed]
 
         def action() -> object:
             return fisher_of_source(loaded, source, options=replace(self._seeded, force=True), reporter=self.reporter)
@@ -248,7 +248,7 @@ class Study:
             yield Step(
                 label("adapt", arm),
                 (ratios, ratios.with_name("checkpoint.safetensors"), ratios.with_name("log.csv")),
-                lambda: decided(merge, partitions, loaded.recipe.adapt.model_dump(mode="json")),
+                lambda: decided(merge, partitions, loaded.recipe.adapt.decisive()),
                 lambda: adapt_loaded(loaded, options=self._quiet, reporter=self.reporter),
             )
         if fusing:
@@ -266,9 +266,7 @@ class Study:
         yield Step(
             label("finetune", arm),
             (best, arm.log),
-            lambda: decided(
-                partitions, loaded.recipe.finetune.model_dump(mode="json"), files_identity([loaded.merge_path] if fusing else [])
-            ),
+            lambda: decided(partitions, loaded.recipe.finetune.decisive(), files_identity([loaded.merge_path] if fusing else [])),
             lambda: finetune_loaded(loaded, options=self._quiet, reporter=self.reporter),
         )
         if self._has_test(loaded.recipe.target):

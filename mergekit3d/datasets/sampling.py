@@ -67,7 +67,6 @@ def epoch_jobs(
     seed: int,
     epoch: int,
     steps: int | None = None,
-    first_step: int = 0,
     spatial: Spatial | None = None,
     augment: Sequence[Transform] = (),
     device: torch.device | str = "cpu",
@@ -87,7 +86,6 @@ def epoch_jobs(
         seed: of everything random, 0 or more.
         epoch: from 0.
         steps: batches; None: as many as one pass takes.
-        first_step: where to start, from 0; the batches are the same as without it.
         spatial: random resampling; None: samples are cut out as they are.
         augment: further random changes, in order.
         device: where the tensors go.
@@ -111,7 +109,7 @@ def epoch_jobs(
         shapes = [] if patch_size is not None else [share.shapes[number] for number in plan.values()]
         return replace(_batch(samples, _common_shape(shapes, patch_size, multiple_of), device), whole=len(indices))
 
-    return (partial(make, step) for step in range(first_step, -(-total // batch_size)))
+    return (partial(make, step) for step in range(-(-total // batch_size)))
 
 
 def whole_volume_batches(

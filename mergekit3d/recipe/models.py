@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import to_jsonable_python
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -30,10 +31,29 @@ def _true_is_a_word(value: Any) -> Any:
     return "true" if value is True else value
 
 
+UNDECISIVE = frozenset({"snapshot_minutes", "workers", "cache", "out"})
+"""Keys that change no result; names that users give are none of these."""
+
+
 class Model(BaseModel):
     """A part of a recipe: unknown keys are refused, values do not change, inputs are not echoed in errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=())
+
+    def decisive(self, *, without: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """What decides a result, as plain data: all keys but those that change none, and but those named, at any depth."""
+        found: dict[str, Any] = _without(self, UNDECISIVE | without)
+        return found
+
+
+def _without(value: Any, keys: frozenset[str]) -> Any:
+    if isinstance(value, Model):
+        return {name: _without(getattr(value, name), keys) for name in type(value).model_fields if name not in keys}
+    if isinstance(value, dict):
+        return {key: _without(part, keys) for key, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_without(part, keys) for part in value]
+    return to_jsonable_python(value)
 
 
 class ArchitectureModel(Model):
@@ -145,6 +165,9 @@ class TrainingModel(Model):
         None, description="decay of a moving average of the weights over the steps (0.999), which is validated and kept; left out: none"
     )
     checkpoint_activations: bool = Field(False, description="compute activations twice, to train in less memory; the result is the same")
+    compile: bool = Field(
+        False, description="steps by torch.compile, which takes minutes at the start: for GPUs; another result, by rounding"
+    )
     snapshot_minutes: Annotated[float, Field(ge=0)] = Field(10.0, description="time between snapshots for --resume")
     augment: AugmentModel = Field(AugmentModel(), description="random changes of the training volumes")
 
@@ -167,6 +190,10 @@ class WholeModel(TrainingModel):
         {}, description="rates of some tensors, by the same patterns; the first that fits decides, and schedules scale all"
     )
     regularise: RegulariseModel | None = Field(None, description="a pull back to the weights at the start")
+    memory_format: Literal["contiguous", "channels_last"] = Field(
+        "contiguous",
+        description="of weights and images: channels_last is faster for some networks and devices; another result, by rounding",
+    )
 
     @property
     def is_held(self) -> bool:

@@ -136,7 +136,7 @@ def training_data(
         return _in_turns(labelled, lambda: jobs_of(unlabelled, unlabelled.numbers, other, epoch))
 
     return TrainingData(
-        train=lambda epoch: made_in_order((partial(_made, job, pin) for job in jobs(epoch)), workers),
+        train=lambda epoch, done: made_in_order((partial(_made, job, pin) for job in itertools.islice(jobs(epoch), done, None)), workers),
         validation=lambda: whole_volume_batches(store, validation[group.rank :: group.size], multiple_of=multiple_of),
         region_names=tuple(stage.cohort.task.outputs),
     )

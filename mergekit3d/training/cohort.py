@@ -112,11 +112,9 @@ class Stage:
 
     def identity(self) -> str:
         """Digest of what decides the result, beside the data: recipe and start."""
-        recipe = self.loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "workers", "study"})
+        recipe = self.loaded.recipe.decisive(without=frozenset({"study"})) | {"data": None}
         split = vars(self.cohort.split)
-        return json_digest(
-            [recipe, split, self.settings.model_dump(mode="json"), dict(self.start.origin), self.seed, *self.constraints.digests]
-        )
+        return json_digest([recipe, split, self.settings.decisive(), dict(self.start.origin), self.seed, *self.constraints.digests])
 
 
 def refuse_trained(folder: Path, options: Options) -> None:
@@ -178,7 +176,7 @@ def run_stage(stage: Stage, *, group: ProcessGroup = ALONE, options: Options, re
     done = group.share(lambda: finished(stage, stage.out / "best.safetensors", options))
     if done is not None:
         return train_result(stage.out, done, best="best.safetensors")
-    network = group.agree(lambda: stage.start.build().to(runtime.device))
+    network = group.agree(lambda: _placed(stage, runtime))
     remark = stage.constraints.remark()
     reporter.info(f"{stage.method}: {describe(stage)}{f'; {remark}' if remark else ''}")
     trainable = group.agree(lambda: constrained(network, stage.constraints, lambda: cpu_state(network)))
@@ -188,6 +186,15 @@ def run_stage(stage: Stage, *, group: ProcessGroup = ALONE, options: Options, re
 
     result = fit_stage(stage, trainable, save, group=group, options=options, reporter=reporter)
     return train_result(stage.out, result, best="best.safetensors")
+
+
+def _placed(stage: Stage, runtime: Runtime) -> nn.Module:
+    """The network on its device, in the memory format of the recipe."""
+    from mergekit3d.training.stepping import MEMORY_FORMATS
+
+    network = stage.start.build().to(runtime.device)
+    memory_format = MEMORY_FORMATS[settings_of(stage.settings).memory_format]
+    return network.to(memory_format=memory_format)  # type: ignore[call-overload,no-any-return]
 
 
 def fit_stage(

@@ -220,7 +220,7 @@ class _Loop:
         progress, settings = self.progress, self.settings
         self.network.train()
         set_rate(self.optimizer, self.schedule(progress.epoch, settings, progress.convergence))
-        batches = itertools.islice(self.data.train(progress.epoch), progress.step * settings.accumulate, None)
+        batches = self.data.train(progress.epoch, progress.step * settings.accumulate)
         groups = cast("Generator[list[Batch], None, None]", prefetch(_groups(batches, settings.accumulate), PREFETCH_STEPS))
         with closing(groups):
             for group in self.sharing.each(groups):

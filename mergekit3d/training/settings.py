@@ -26,6 +26,8 @@ class TrainingSettings:
         smoothing: weight of the past in the exponential average of the validation loss that stop, plateau and best look at; 0: raw.
         ema: decay of the average of the weights over the steps, which is validated and kept; None: the weights themselves are.
         checkpoint_activations: compute activations twice, to keep fewer of them.
+        compile: run the steps through torch.compile; validation is not compiled.
+        memory_format: contiguous or channels_last, of the images; that of the weights comes with the network.
         snapshot_minutes: time between snapshots.
 
     Source: Geyer, Corinzia, Wegmayr, MIDL 2019, experiments; Isensee et al. 2017.
@@ -47,4 +49,6 @@ class TrainingSettings:
     smoothing: float = 0.0
     ema: float | None = None
     checkpoint_activations: bool = False
+    compile: bool = False
+    memory_format: str = "contiguous"
     snapshot_minutes: float = 10.0

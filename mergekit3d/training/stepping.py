@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mergekit3d.datasets.sampling import Batch
+from mergekit3d.errors import UsageError
 from mergekit3d.training.average import Average
 from mergekit3d.training.devices import Runtime
 from mergekit3d.training.objective import StepLoss
@@ -19,6 +21,9 @@ from mergekit3d.training.sharing import Sharing, step_seed
 
 SMALLEST_SCALE = 1.0
 """Of the loss in fp16: where gradients overflow even so, they are not finite in truth."""
+
+MEMORY_FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+"""By their names in recipes."""
 
 Hook = Callable[[], None]
 
@@ -36,6 +41,26 @@ class Taken:
     loss: float
     own: float
     good: bool
+
+
+def _compiled(network: nn.Module) -> Callable[[Tensor], Any]:
+    """The network by torch.compile, whose failures are told in one line.
+
+    Raises:
+        UsageError: when it is called and cannot be compiled.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    compiled = torch.compile(network)
+
+    def forward(images: Tensor) -> Any:
+        try:
+            return compiled(images)
+        except TorchDynamoException as error:
+            found = str(error).strip().partition("\n")[0][:200]
+            raise UsageError("torch.compile cannot compile the network", found=found, todo="leave out compile") from error
+
+    return forward
 
 
 class Stepper:
@@ -73,6 +98,8 @@ class Stepper:
         before_step: Hook,
     ) -> None:
         self.network, self.optimizer, self.parameters, self.settings = network, optimizer, list(parameters), settings
+        self.forward = _compiled(network) if settings.compile else network
+        self.memory_format = MEMORY_FORMATS[settings.memory_format]
         self.runtime, self.loss, self.exclusive, self.seed, self.sharing = runtime, loss, exclusive, seed, sharing
         self.before_forward, self.after_backward, self.before_step = before_forward, after_backward, before_step
         self.average = Average(self.parameters, settings.ema)
@@ -119,10 +146,10 @@ class Stepper:
         for batch in group:
             if not batch.numbers:
                 continue
-            images = batch.images.to(self.runtime.device, non_blocking=True)
+            images = batch.images.to(self.runtime.device, non_blocking=True, memory_format=self.memory_format)
             targets = None if batch.targets is None else batch.targets.to(self.runtime.device, non_blocking=True)
             with self.runtime.autocast():
-                logits = self.network(images)
+                logits = self.forward(images)
             loss = self.loss(logits, targets, self.exclusive)
             torch.autograd.backward(self.scaler.scale(loss / (len(group) / batch.part)))
             losses.append(loss.detach() * batch.part)

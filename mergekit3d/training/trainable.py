@@ -16,12 +16,12 @@ class TrainingData:
     """Where batches come from.
 
     Args:
-        train: the batches of an epoch (from 0), a pure function of it.
+        train: the batches of an epoch (from 0), a pure function of it, but for as many at its start as are done already.
         validation: one whole subject a batch; none at all: no validation, and training runs its full length.
         region_names: names of the regions or classes, without the background.
     """
 
-    train: Callable[[int], Iterable[Batch]]
+    train: Callable[[int, int], Iterable[Batch]]
     validation: Callable[[], Iterable[Batch]]
     region_names: tuple[str, ...]
 

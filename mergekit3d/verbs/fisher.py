@@ -205,7 +205,7 @@ def estimate(
     runtime = resolve_runtime(group.device(options.device), options.precision)
     store, seed = _store(dataset, task, names, settings, options, reporter), options.seed or 0
     digests = group.share(lambda: _digests(store))
-    decisive = settings.model_dump(mode="json", exclude={"dtype", "snapshot_minutes"})
+    decisive = settings.decisive(without=frozenset({"dtype"}))
     identity = json_digest([decisive, seed, checkpoint.digest, spec.as_json(), task.as_json(), list(digests.items()), runtime.precision])
     snapshots = Snapshots(out, identity, group)
     with output_lock(out.parent) if group.is_first else nullcontext():

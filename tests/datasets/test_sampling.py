@@ -68,11 +68,10 @@ def test_steps_go_through_full_batches():
 
 
 def test_batches_are_a_function_of_seed_epoch_and_step():
-    """Repeating gives the same bits, in whatever order the numbers come, also from the middle on; other seeds and epochs differ."""
+    """Repeating gives the same bits, in whatever order the numbers come; other seeds and epochs differ."""
     first = batches(steps=5, patch_size=(4, 4, 4))
 
     assert all(same(*pair) for pair in zip(first, batches(steps=5, patch_size=(4, 4, 4), numbers=[5, 3, 2, 1]), strict=True))
-    assert all(same(*pair) for pair in zip(first[3:], batches(steps=5, patch_size=(4, 4, 4), first_step=3), strict=True))
     for other in ({"seed": 1}, {"epoch": 1}):
         assert not all(same(*pair) for pair in zip(first, batches(steps=5, patch_size=(4, 4, 4), **other), strict=True))
 

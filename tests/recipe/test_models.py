@@ -118,3 +118,20 @@ def test_ids_of_outputs_may_be_one_number():
     target = TargetModel.model_validate({"data": "a", "labels": {"b": 2, "a": [1, 3]}})
 
     assert [("b", 2), ("a", (1, 3))] == list(target.labels.items())
+
+
+def test_what_decides_a_result():
+    """Time between snapshots, threads and places do not, at any depth; names that users give always do."""
+
+    def recipe(**changes):
+        source = {"name": "out", "target": {"data": "a", "modalities": ["t1"], "regions": {"cache": [1]}}}
+        training = {"epochs": 3, **changes}
+        return Recipe.model_validate({"version": 1, "sources": [{**source, "train": training}], "merge": {"ratios": {"out": 1.0}}})
+
+    plain = recipe().decisive()
+    assert plain == recipe(snapshot_minutes=1).decisive()
+    assert plain != recipe(memory_format="channels_last").decisive()
+    assert {"out": 1.0} == plain["merge"]["ratios"]
+    assert {"cache": [1]} == plain["sources"][0]["target"]["regions"]
+    assert not {"out", "cache", "workers"} & plain.keys()
+    assert "seed" not in recipe().decisive(without=frozenset({"seed"}))

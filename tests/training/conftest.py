@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +74,7 @@ class Run:
         how = {"network": self.network, "parameter_groups": [{"params": list(self.network.parameters())}], "state": self.state}
         return fit(
             Trainable(**{**how, **self.trainable}),
-            TrainingData(self.train, lambda: (subject(number, exclusive=self.exclusive) for number in self.validation), ("a", "b")),
+            TrainingData(self.batches, lambda: (subject(number, exclusive=self.exclusive) for number in self.validation), ("a", "b")),
             TrainingSettings(**{"epochs": 3, "learning_rate": 1e-2, **settings}),
             runtime=Runtime(torch.device("cpu"), self.precision),
             folder=self.folder,
@@ -82,6 +83,9 @@ class Run:
             save=self.saved.__setitem__,
             **self.options,
         )
+
+    def batches(self, epoch, done):
+        return itertools.islice(self.train(epoch), done, None)
 
     def state(self):
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}

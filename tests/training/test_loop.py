@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -188,6 +189,56 @@ def test_computing_activations_twice_changes_no_bit(run):
     twice.fit(checkpoint_activations=True)
     assert same(plain.saved["last"], twice.saved["last"])
     assert without_seconds(plain.log()) == without_seconds(twice.log())
+
+
+def test_memory_formats_differ_by_rounding(run):
+    """Channels last trains the same network, and what is kept is laid out as ever once it is a file."""
+    plain, last = run("plain"), run("last")
+    for training in (plain, last):
+        training.network.load_state_dict(run("start").state())
+        training.network[3].p = 0.0
+    last.network.to(memory_format=torch.channels_last_3d)
+    plain.fit(optimizer="sgd")
+    last.fit(optimizer="sgd", memory_format="channels_last")
+    for name, wanted in plain.saved["last"].items():
+        assert wanted == pytest.approx(last.saved["last"][name], abs=1e-5), name
+
+
+def test_compiled_steps_train_the_same(run, monkeypatch):
+    """The steps alone go through torch.compile."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda network: asked.append(network) or network)
+    plain, compiled = run("plain"), run("compiled")
+    plain.fit()
+    compiled.fit(compile=True)
+    assert [compiled.network] == asked
+    assert same(plain.saved["last"], compiled.saved["last"])
+
+
+def test_what_cannot_be_compiled_is_told(run, monkeypatch):
+    """In one line, with what to change."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    def fail(images):
+        raise TorchDynamoException("no C++ compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", lambda network: fail)
+    with pytest.raises(UsageError, match=r"cannot compile the network.*no C\+\+ compiler.*leave out compile"):
+        run().fit(compile=True)
+
+
+def test_a_resumed_epoch_makes_no_batch_twice(run):
+    """The data is asked for what is left of it."""
+    stopped = run("stopped", train=interrupting(epoch_of(), 1, 1))
+    with pytest.raises(Interrupted):
+        stopped.fit()
+    asked = []
+    resumed = run("stopped", options={"resume": True})
+    resumed.batches = lambda epoch, done: asked.append((epoch, done)) or itertools.islice(epoch_of()(epoch), done, None)
+    resumed.fit()
+    assert 1 == asked[0][0]
+    assert 0 < asked[0][1]
+    assert (2, 0) == asked[1]
 
 
 def test_fp16_scales_the_loss_and_takes_the_gradients_back(run):
