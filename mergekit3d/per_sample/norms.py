@@ -6,6 +6,7 @@ the repeated weights are the leaves of the graph, so that nothing is summed. A g
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -19,14 +20,12 @@ class Leaves:
     """Weights and biases of a norm, repeated for every row of a batch.
 
     Args:
-        module: the norm, with affine parameters.
+        own: the norm's parameters by name.
         rows: of the batch.
     """
 
-    def __init__(self, module: nn.Module, rows: int) -> None:
-        self.by_name = {
-            name: parameter.detach().repeat(rows).requires_grad_() for name, parameter in module.named_parameters(recurse=False)
-        }
+    def __init__(self, own: Mapping[str, nn.Parameter], rows: int) -> None:
+        self.by_name = {name: torch.cat([parameter.detach()] * rows).requires_grad_() for name, parameter in own.items()}
 
     @property
     def weight(self) -> Tensor | None:
@@ -39,17 +38,18 @@ class Leaves:
         return self.by_name.get("bias")
 
 
-def widened(module: nn.Module, x: Tensor) -> tuple[Tensor, Leaves]:
+def widened(module: nn.Module, own: Mapping[str, nn.Parameter], x: Tensor) -> tuple[Tensor, Leaves]:
     """What the norm computes, by leaves of its own for every row.
 
     Args:
         module: `torch.nn.InstanceNorm1d` to `3d` or `GroupNorm`.
+        own: its parameters by name.
         x: (rows, C, ...).
 
     Returns:
         The norm's output, and the leaves.
     """
-    leaves = Leaves(module, x.shape[0])
+    leaves = Leaves(own, x.shape[0])
     view = x.reshape(1, x.shape[0] * x.shape[1], *x.shape[2:])
     if isinstance(module, nn.GroupNorm):
         groups = x.shape[0] * module.num_groups

@@ -192,7 +192,7 @@ class PerSampleGradients:
         if not ready:
             result: Tensor = type(module).forward(module, x)
             return result
-        y, self._stack[-1].leaves = norms.widened(module, x)
+        y, self._stack[-1].leaves = norms.widened(module, self._own[module], x)
         return y
 
     def _keep(self, call: Call) -> None:
