@@ -2,13 +2,14 @@
 #   make demo    the whole method on generated data, in under 5 minutes on 2 cores
 #   make test    the tests; ARGS="-k fuse" picks some
 #   make check   linter, formatter and type checker; with -k, all three whatever the first says
+#   make soak    damage and interruption at random, for 30 minutes
 #   make bench   the benchmarks, one script a row of the performance table
 # PYTHON=python3.12 picks the interpreter.
 
 ENV := sh .ci/env
 ARGS :=
 
-.PHONY: demo test check lint style types bench
+.PHONY: demo test check lint style types soak bench
 
 demo:
 	@$(ENV) mergekit3d demo --force $(ARGS)
@@ -26,6 +27,9 @@ style:
 
 types:
 	@$(ENV) python -m mypy
+
+soak:
+	@$(ENV) python tests/reliability/soak.py $(ARGS)
 
 bench:
 	@$(ENV) sh -e -c 'for script in benchmarks/*.py; do echo "$$script"; python "$$script" $(ARGS); done'
