@@ -252,7 +252,7 @@ def recipes(folder: Path, generator: random.Random, number: int) -> Counter[str]
     from mergekit3d.recipe import load_recipe
 
     counts, path = Counter[str](), folder / "edited.yaml"
-    values = "no 1e-8 -1 [] {} '' null &a *a !!python/object:os.system ééééé .inf 0x10 1_000 |".split()
+    values = ["no", "1e-8", "-1", "[]", "{}", "''", "null", "&a", "*a", "!!python/object:os.system", "ééééé", ".inf", "0x10", "1_000", "|"]
     for _ in range(number):
         lines = TIMM.splitlines()
         place, kind = generator.randrange(len(lines)), generator.randrange(5)
