@@ -66,23 +66,31 @@ class Job:
     Args:
         words: of the command line.
         outputs: globs of the files that have the same bits however it went.
+        begun: a glob of what appears once it is in the middle of its work.
         again: what goes on from where it was stopped.
     """
 
     words: tuple[str, ...]
     outputs: tuple[str, ...]
+    begun: str
     again: str = "--resume"
 
 
 M1, BEST = "m1/train/best.safetensors", "timm/finetune/best.safetensors"
 JOBS = {
-    "train": Job(("train", "--recipe", "m1.yaml"), ("m1/train/*.safetensors",)),
-    "fisher": Job(("fisher", M1, "--data", "hcp", "--snapshot-minutes", "0", "--draws", "8"), ("m1/train/best.fisher.safetensors",)),
-    "adapt": Job(("adapt", "--recipe", "timm.yaml"), ("timm/adapt/checkpoint.safetensors", "timm/adapt/ratios.json")),
-    "fuse": Job(("fuse", "--recipe", "timm.yaml"), ("timm/fused.safetensors", "timm/fused.report.json"), "--force"),
-    "finetune": Job(("finetune", "--recipe", "timm.yaml"), ("timm/finetune/*.safetensors",)),
-    "preprocess": Job(("preprocess", "brats", "prepared", "--no-n4", "--workers", "1"), ("prepared/**/*.nii.gz",)),
-    "predict": Job(("predict", BEST, "--data", "brats", "--out", "predictions"), ("predictions/*.nii.gz",)),
+    "train": Job(("train", "--recipe", "m1.yaml"), ("m1/train/*.safetensors",), "m1/train/snapshot.pt"),
+    "fisher": Job(
+        ("fisher", M1, "--data", "hcp", "--snapshot-minutes", "0", "--draws", "8"),
+        ("m1/train/best.fisher.safetensors",),
+        "m1/train/.*.snapshot*",
+    ),
+    "adapt": Job(
+        ("adapt", "--recipe", "timm.yaml"), ("timm/adapt/checkpoint.safetensors", "timm/adapt/ratios.json"), "timm/adapt/snapshot.pt"
+    ),
+    "fuse": Job(("fuse", "--recipe", "timm.yaml"), ("timm/fused.safetensors", "timm/fused.report.json"), "timm/.mergekit3d-*", "--force"),
+    "finetune": Job(("finetune", "--recipe", "timm.yaml"), ("timm/finetune/*.safetensors",), "timm/finetune/snapshot.pt"),
+    "preprocess": Job(("preprocess", "brats", "prepared", "--no-n4", "--workers", "1"), ("prepared/**/*.nii.gz",), "prepared/**/*.nii.gz"),
+    "predict": Job(("predict", BEST, "--data", "brats", "--out", "predictions"), ("predictions/*.nii.gz",), "predictions/*.nii.gz"),
 }
 """In the order of the pipeline."""
 
@@ -134,7 +142,12 @@ class Work:
                 return
 
     def interrupted(self, name: str, number: int, at: float) -> str:
-        """Stop a command after a share of its time, go on, and compare.
+        """Stop a command in the middle of its work, go on, and compare.
+
+        Args:
+            name: of the job.
+            number: of the signal.
+            at: when, from 0 (as soon as it has begun) to 1 (when it would about end).
 
         Returns:
             What happened: "stopped", or "done before" where it was faster.
@@ -145,9 +158,11 @@ class Work:
         job, folder = JOBS[name], self.root / "now"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.before[name], folder)
-        process = command(folder, *job.words)
+        process, began = command(folder, *job.words), time.monotonic()
+        while process.poll() is None and not any(folder.glob(job.begun)):
+            time.sleep(0.002)
         try:
-            process.wait(at * self.seconds[name])
+            process.wait(max(0.0, at * (self.seconds[name] - (time.monotonic() - began))))
         except subprocess.TimeoutExpired:
             process.send_signal(number)
         said = process.communicate()[1].decode(errors="replace")
@@ -297,7 +312,7 @@ def main() -> None:
                 counts += mutants(whole, generator, 150) + recipes(whole, generator, 60) + writers(Path(folder), generator, 10)
                 for name in JOBS:
                     number = generator.choice((signal.SIGKILL, signal.SIGTERM))
-                    happened = work.interrupted(name, number, generator.uniform(0.4, 1.0))
+                    happened = work.interrupted(name, number, generator.random())
                     counts[f"{name}, {number.name}: {happened}"] += 1
         except BrokenError as error:
             sys.exit(f"broken after {sum(counts.values())} turns: {error}")
