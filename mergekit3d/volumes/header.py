@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,18 +42,27 @@ def read_header(stream: IO[bytes], path: Path | str) -> Any:
     return header
 
 
-def checked_shape(header: Any, path: Path | str, *, file_size: int) -> Shape:
-    """Voxels along the three axes; the voxel type is checked too, and both against what the file can hold.
+def checked_shape(header: Any, path: Path | str, *, file_size: int, volumes: int = 1) -> Shape:
+    """Voxels along the three axes of space; the voxel type is checked too, and both against what the file can hold.
+
+    Args:
+        header: of the file.
+        path: the file, for the error.
+        file_size: its bytes.
+        volumes: how many it must hold, along its fourth axis.
 
     Raises:
-        InputError: not one 3D volume of real numbers, or more than the file can hold.
+        InputError: not that many 3D volumes of real numbers, or more than the file can hold.
     """
     dimensions = [int(size) for size in header["dim"]]
     if not 3 <= dimensions[0] <= 7 or min(dimensions[1 : dimensions[0] + 1]) < 1:
         raise unreadable(path, wanted="three axes", found=f"header sizes {dimensions[: max(1, min(dimensions[0], 7) + 1)]}")
     shape, rest = dimensions[1:4], dimensions[4 : dimensions[0] + 1]
-    if any(size != 1 for size in rest):
-        raise unreadable(path, wanted="one 3D volume", found="x".join(map(str, shape + rest)), todo="split it into one file a volume")
+    if math.prod(rest) != volumes:
+        found = "x".join(map(str, shape + rest))
+        if volumes > 1:
+            raise unreadable(path, wanted=f"{volumes} volumes, one a modality", found=found, todo="correct the modalities of the data set")
+        raise unreadable(path, wanted="one 3D volume", found=found, todo="split it into one file a volume")
     voxels = shape[0] * shape[1] * shape[2]
     if voxels > MAX_VOXELS:
         raise unreadable(path, wanted=f"at most {MAX_VOXELS} voxels", found=f"{voxels} in the header")
@@ -62,8 +72,9 @@ def checked_shape(header: Any, path: Path | str, *, file_size: int) -> Shape:
         raise unreadable(path, wanted="a known voxel type", found=f"code {int(header['datatype'])}") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise unreadable(path, wanted="real numbers of at most 64 bits", found=f"voxels of type {dtype}")
-    if voxels * dtype.itemsize > file_size * LARGEST_DEFLATE_RATIO:
-        raise unreadable(path, wanted=f"{voxels * dtype.itemsize} bytes of voxels", found="a file too short for them")
+    size = voxels * dtype.itemsize * volumes
+    if size > file_size * LARGEST_DEFLATE_RATIO:
+        raise unreadable(path, wanted=f"{size} bytes of voxels", found="a file too short for them")
     return shape[0], shape[1], shape[2]
 
 

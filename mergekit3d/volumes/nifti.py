@@ -7,8 +7,11 @@ changed voxels silently) nor caps what a header may ask for. Header extensions a
 from __future__ import annotations
 
 import gzip
+import math
+import os
 import stat
 import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -45,6 +48,23 @@ class Grid:
         return Grid(*canonical_grid(self.shape, self.affine))
 
 
+@dataclass(frozen=True)
+class Channel:
+    """One of the volumes of a 4D file.
+
+    Args:
+        index: along the fourth axis, from 0.
+        count: volumes that the file must hold.
+    """
+
+    index: int
+    count: int
+
+
+ONLY = Channel(0, 1)
+"""What a 3D file holds."""
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """One 3D array in RAS+ axis order.
@@ -65,11 +85,12 @@ class Volume:
         return spacing_of(self.affine)
 
 
-def read_image(path: Path | str, *, called: str | None = None) -> Volume:
+def read_image(path: Path | str, *, channel: Channel = ONLY, called: str | None = None) -> Volume:
     """Read one 3D image.
 
     Args:
         path: the file.
+        channel: which of its volumes, where it is a 4D file.
         called: what the error calls the image where it is not finite, as a path may hold a patient's name; left out: the path.
 
     Returns:
@@ -78,11 +99,32 @@ def read_image(path: Path | str, *, called: str | None = None) -> Volume:
     Raises:
         InputError: the file is missing, damaged or no 3D NIfTI; its geometry is singular or contradictory; it holds NaN or Inf.
     """
-    stored, grid = _read(path)
-    with np.errstate(over="ignore", invalid="ignore"):
-        data = stored.astype(np.float32)
-    _refuse_not_finite(data, path if called is None else called)
-    return Volume(*to_canonical(data, grid.affine), native=grid)
+    return read_channels(path, [channel.index], channel.count, called=None if called is None else [called])[0]
+
+
+def read_channels(path: Path | str, indices: Sequence[int], count: int, *, called: Sequence[str] | None = None) -> list[Volume]:
+    """Read several volumes of a 4D file in one pass; the others are skipped, or unpacked one by one and forgotten.
+
+    Args:
+        path: the file.
+        indices: of the volumes wanted.
+        count: volumes that the file must hold.
+        called: what an error calls each of them; left out: the path.
+
+    Returns:
+        The volumes in the order of `indices`, their data float32, on one grid.
+
+    Raises:
+        InputError: as `read_image`; the file holds another number of volumes.
+    """
+    names = dict(zip(indices, called or [str(path)] * len(indices), strict=True))
+    found = {}
+    for index, stored, grid in _read(path, indices, count):
+        with np.errstate(over="ignore", invalid="ignore"):
+            data = stored.astype(np.float32)
+        _refuse_not_finite(data, names[index])
+        found[index] = Volume(*to_canonical(data, grid.affine), native=grid)
+    return [found[index] for index in indices]
 
 
 def read_labels(path: Path | str, *, called: str | None = None) -> Volume:
@@ -98,7 +140,7 @@ def read_labels(path: Path | str, *, called: str | None = None) -> Volume:
     Raises:
         InputError: as `read_image`; a label is not integral, negative or too large.
     """
-    stored, grid = _read(path)
+    ((_, stored, grid),) = _read(path, [0], 1)
     if stored.dtype.kind == "f":
         _refuse_not_finite(stored, path if called is None else called)
         rounded = np.rint(stored)
@@ -114,8 +156,12 @@ def read_labels(path: Path | str, *, called: str | None = None) -> Volume:
     return Volume(*to_canonical(stored.astype(np.int32), grid.affine), native=grid)
 
 
-def read_grid(path: Path | str) -> Grid:
+def read_grid(path: Path | str, *, channel: Channel = ONLY) -> Grid:
     """Read only where the voxels lie; the data are not checked.
+
+    Args:
+        path: the file.
+        channel: as in `read_image`.
 
     Raises:
         InputError: the header is damaged, or its geometry is singular or contradictory.
@@ -126,7 +172,7 @@ def read_grid(path: Path | str) -> Grid:
             header = read_header(stream, path)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
-    return Grid(checked_shape(header, path, file_size=size), checked_affine(header, path))
+    return Grid(checked_shape(header, path, file_size=size, volumes=channel.count), checked_affine(header, path))
 
 
 def write_volume(path: Path | str, data: Array, *, native: Grid) -> None:
@@ -178,19 +224,27 @@ def _storable(data: Array) -> Array:
     return data.astype(np.float32)
 
 
-def _read(path: Path | str) -> tuple[Array, Grid]:
-    """The stored array, scaled, in the axis order of the file, and its grid."""
-    size = _regular_file_size(path)
+def _read(path: Path | str, indices: Sequence[int], count: int) -> Iterator[tuple[int, Array, Grid]]:
+    """Index, stored array, scaled, in the axis order of the file, and grid of each volume wanted, in the order of the file."""
+    file_size = _regular_file_size(path)
     try:
         with _open(path) as stream:
             header = read_header(stream, path)
-            shape = checked_shape(header, path, file_size=size)
+            shape = checked_shape(header, path, file_size=file_size, volumes=count)
             grid = Grid(shape, checked_affine(header, path))
-            content = _read_content(stream, header, shape, path)
+            _skip_to_voxels(stream, header, path)
+            size = math.prod(shape) * header.get_data_dtype().itemsize
+            if not isinstance(stream, gzip.GzipFile) and file_size < float(header["vox_offset"]) + size * count:
+                raise EOFError
+            for index in range(count):
+                content = _read_volume(stream, size, wanted=index in indices)
+                if content is not None:
+                    stored = np.frombuffer(content, dtype=header.get_data_dtype()).reshape(shape, order="F")
+                    yield index, _scaled(stored, header, path), grid
+            if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:  # the end, where a gzip file's checksum is checked
+                raise unreadable(path, wanted=f"{size * count} bytes of voxels", found="many more")
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
-    stored = np.frombuffer(content, dtype=header.get_data_dtype()).reshape(shape, order="F")
-    return _scaled(stored, header, path), grid
 
 
 def _regular_file_size(path: Path | str) -> int:
@@ -213,21 +267,24 @@ def _open(path: Path | str) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb")) if packed else open(path, "rb")
 
 
-def _read_content(stream: IO[bytes], header: Any, shape: Shape, path: Path | str) -> bytes:
-    """The voxels' bytes; the rest of the stream is read too, so that a gzip file's checksum is checked."""
+def _skip_to_voxels(stream: IO[bytes], header: Any, path: Path | str) -> None:
     offset, start = float(header["vox_offset"]), int(header["sizeof_hdr"])
     if not start <= offset <= MAX_DATA_OFFSET:
         raise unreadable(path, wanted=f"voxels that start at byte {start} to {MAX_DATA_OFFSET}", found=f"byte {offset:g} in the header")
     gap = int(offset) - start
     if len(stream.read(gap)) < gap:
         raise EOFError
-    wanted = shape[0] * shape[1] * shape[2] * header.get_data_dtype().itemsize
-    content = stream.read(wanted)
-    if len(content) < wanted:
+
+
+def _read_volume(stream: IO[bytes], size: int, *, wanted: bool) -> bytes | None:
+    """The bytes of the next volume; None where it is not wanted: it is unpacked nevertheless, so that its checksum is checked."""
+    if not wanted and not isinstance(stream, gzip.GzipFile):
+        stream.seek(size, os.SEEK_CUR)
+        return None
+    content = stream.read(size)
+    if len(content) < size:
         raise EOFError
-    if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:
-        raise unreadable(path, wanted=f"{wanted} bytes of voxels", found="many more")
-    return content
+    return content if wanted else None
 
 
 def _scaled(stored: Array, header: Any, path: Path | str) -> Array:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mergekit3d.errors import InputError, OutputError, UsageError
-from mergekit3d.volumes.nifti import Grid, read_grid, read_image, read_labels, write_volume
+from mergekit3d.volumes.nifti import Channel, Grid, read_channels, read_grid, read_image, read_labels, write_volume
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
 
@@ -334,3 +334,44 @@ def test_write_refuses_other_names_and_places(tmp_path):
     with pytest.raises(ValueError, match="beyond 32 bits"):
         write_volume(tmp_path / "a.nii", np.full((2, 3, 4), 2**40), native=grid)
     assert ["file"] == [path.name for path in tmp_path.iterdir()]
+
+
+def four(tmp_path, name="four.nii.gz", count=3):
+    """A 4D file whose volume i holds 100 i and more."""
+    data = np.stack([np.arange(24).reshape(2, 3, 4) + 100 * index for index in range(count)], axis=-1)
+    return image(tmp_path, data.astype(np.int16), name=name)
+
+
+@pytest.mark.parametrize("name", ["four.nii", "four.nii.gz"])
+def test_volumes_of_a_4d_file(tmp_path, name):
+    """Each volume by its index, several in the order asked for, packed or not."""
+    path = four(tmp_path, name)
+
+    assert 200 == read_image(path, channel=Channel(2, 3)).data.min()
+    assert [223, 23] == [volume.data.max() for volume in read_channels(path, [2, 0], 3)]
+    assert (2, 3, 4) == read_grid(path, channel=Channel(0, 3)).shape
+
+
+@pytest.mark.parametrize("name", ["four.nii", "four.nii.gz"])
+def test_damage_behind_the_volume_that_is_read(tmp_path, name):
+    """A 4D file that ends early is refused whichever of its volumes is asked for."""
+    path = four(tmp_path, name)
+    content = gzip.decompress(path.read_bytes()) if name.endswith("gz") else path.read_bytes()
+    path.write_bytes(gzip.compress(content[:-1]) if name.endswith("gz") else content[:-1])
+
+    for index in range(3):
+        said = refusal(lambda path, index=index: read_image(path, channel=Channel(index, 3)), path)
+        assert "wanted a whole file, found one that ends early" in said
+
+
+def test_number_of_volumes_is_checked(tmp_path):
+    """A file that holds more or fewer volumes than the data set names is refused; not-finite voxels are told by the volume's name."""
+    path = four(tmp_path)
+
+    said = refusal(lambda path: read_image(path, channel=Channel(0, 4)), path)
+    assert "cannot read the volume: FILE: wanted 4 volumes, one a modality, found 2x3x4x3; correct the modalities of the data set" == said
+    assert "found 2x3x4" in refusal(lambda path: read_grid(path, channel=Channel(0, 2)), image(tmp_path))
+    broken = image(tmp_path, np.stack([np.zeros((2, 3, 4)), np.full((2, 3, 4), np.nan)], axis=-1).astype(np.float32), name="nan.nii")
+    assert 0 == read_image(broken, channel=Channel(0, 2)).data.max()
+    with pytest.raises(InputError, match="subject 1, t2: wanted finite voxels"):
+        read_channels(broken, [1, 0], 2, called=["subject 1, t2", "subject 1, t1"])
