@@ -88,10 +88,11 @@ def files_identity(paths: Sequence[Path]) -> list[str | None]:
 def subjects_identity(subjects: Sequence[Subject]) -> str:
     """A digest of subjects by the names, sizes and times of their files: quick, and enough to see that they changed."""
 
-    def of(path: Path) -> list[Any]:
+    def of(path: Path, *index: int) -> list[Any]:
         status = path.stat()
-        return [path.name, status.st_size, status.st_mtime_ns]
+        return [path.name, status.st_size, status.st_mtime_ns, *index]
 
-    return json_digest(
-        [[subject.name, *(of(path) for path in (*subject.images.values(), *filter(None, [subject.label])))] for subject in subjects]
-    )
+    def images(subject: Subject) -> list[list[Any]]:
+        return [of(path, *([subject.channels[name].index] if name in subject.channels else [])) for name, path in subject.images.items()]
+
+    return json_digest([[subject.name, *images(subject), *map(of, filter(None, [subject.label]))] for subject in subjects])

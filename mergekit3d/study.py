@@ -15,7 +15,7 @@ from typing import Any
 from mergekit3d.errors import RecipeError
 from mergekit3d.options import Options
 from mergekit3d.plan.anchors import FISHER
-from mergekit3d.plan.target import Cohort, open_cohort, with_split
+from mergekit3d.plan.target import Cohort, has_test, open_cohort, with_split
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import SourceModel, SplitModel, TargetModel, TrainModel
@@ -336,9 +336,7 @@ class Study:
         return [cohort.task.as_json(), vars(cohort.split), subjects_identity(cohort.dataset.subjects)]
 
     def _has_test(self, target: TargetModel | None) -> bool:
-        if target is None:
-            return False
-        return isinstance(target.split, Path) or bool(target.split.test)
+        return target is not None and has_test(self.loaded, target)
 
 
 def _all_sources(loaded: LoadedRecipe) -> tuple[SourceModel, ...]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mergekit3d.datasets.prepare import subject_labels
+from mergekit3d.datasets.reading import read_subject
 from mergekit3d.options import Options
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.progress import Reporter
 from mergekit3d.report.results import display_name
 from mergekit3d.summaries import read_metrics_csv
-from mergekit3d.volumes.nifti import read_image
 from mergekit3d.volumes.orientation import spacing_of
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def write_slices(group: Sequence[Arm], out: Path, *, options: Options, reporter:
         predictions[display_name(arm.initialisation)] = np.stack(list(predictor.masks(prepared).values()))
     modality = next((modality for modality in SHOWN_MODALITIES if modality in cohort.task.modalities), cohort.task.modalities[0])
     figure = slices_figure(
-        read_image(subject.images[modality]).data,
+        read_subject(subject, [modality], str)[modality].data,
         np.stack(list(truth_of(labels.data, cohort.task).values())),
         predictions,
         list(cohort.task.outputs),

@@ -48,13 +48,14 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def read_csv(path: Path, what: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_csv(path: Path, what: str, columns: Sequence[str], *, delimiters: str = ",") -> list[tuple[int, dict[str, str]]]:
     """The rows of a small CSV file with a header; see `read_text`.
 
     Args:
         path: the file.
         what: what it holds, for the error.
         columns: the columns that it must have; others are kept.
+        delimiters: what may stand between cells: of several, the one that the header has most of.
 
     Returns:
         For every row that is not blank its line number (1-based) and its cells, stripped, by column.
@@ -62,7 +63,9 @@ def read_csv(path: Path, what: str, columns: Sequence[str]) -> list[tuple[int, d
     Raises:
         InputError: as `read_text`, or it is no table with those columns.
     """
-    reader = csv.reader(io.StringIO(read_text(path, what)), strict=True)
+    text = read_text(path, what)
+    header_line = text.lstrip().partition("\n")[0]
+    reader = csv.reader(io.StringIO(text), strict=True, delimiter=max(delimiters, key=header_line.count))
     failed = f"cannot read {what}"
     try:
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cell.strip() for cell in cells)]

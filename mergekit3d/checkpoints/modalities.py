@@ -8,6 +8,8 @@ MODALITY_ALIASES = {
     "t1gd": "t1ce",
     "t1c": "t1ce",
     "t1post": "t1ce",
+    "t1wce": "t1ce",
+    "t1wgd": "t1ce",
     "t2w": "t2",
     "t2f": "flair",
     "t2flair": "flair",

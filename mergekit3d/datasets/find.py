@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from mergekit3d.datasets.layouts import LAYOUTS, Layout
+from mergekit3d.datasets.layouts import LAYOUTS, Layout, list_suffixes
+from mergekit3d.datasets.listing import PARTS
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
 from mergekit3d.errors import InputError, ProblemCollector
 from mergekit3d.registry import did_you_mean
@@ -16,27 +17,31 @@ SHOWN_NAMES = 4
 
 
 def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
-    """The subjects in a folder.
+    """The subjects in a folder, or in a list of files.
 
     Args:
-        root: the folder.
+        root: the folder; or the list, of which ``list.json:test`` takes one part alone (train, validation, test).
         layout: name of a layout, or auto: the one that finds subjects.
 
     Raises:
         InputError: no such folder, no subjects, two layouts find some, or two subjects share a name.
         UsageError: no layout has that name.
     """
-    root = Path(root)
-    known = [(name, candidate) for name, candidate in LAYOUTS.items() if candidate.automatic]
-    candidates = known if layout == AUTO else [(layout, LAYOUTS.get(layout))]
+    root, part = part_of(Path(root))
+    known = [candidate for _, candidate in LAYOUTS.items() if candidate.automatic]
+    candidates = known if layout == AUTO else [LAYOUTS.get(layout)]
     try:
-        if not root.is_dir():
-            raise InputError("no such folder" if not root.exists() else "not a folder", where=root)
-        found = [(candidate, subjects) for _, candidate in candidates if (subjects := candidate.find(root))]
+        if root.is_dir():
+            candidates = [candidate for candidate in candidates if not candidate.suffixes]
+        else:
+            candidates = [candidate for candidate in candidates if root.name.lower().endswith(candidate.suffixes) and root.is_file()]
+        if not candidates:
+            raise _no_data(root, layout)
+        found = [(candidate, subjects) for candidate in candidates if (subjects := candidate.find(root))]
     except OSError as error:
         raise InputError("cannot read the data folder", where=root, found=(error.strerror or type(error).__name__).lower()) from error
     if not found:
-        raise _no_subjects(root, [candidate for _, candidate in candidates])
+        raise _no_subjects(root, candidates)
     if len(found) > 1:
         counts = " and ".join(f"{len(subjects)} subjects in the layout {candidate.name}" for candidate, subjects in found)
         raise InputError(
@@ -46,10 +51,38 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
     twice = sorted(name for name, count in Counter(subject.name for subject in subjects).items() if count > 1)
     if twice:
         raise InputError("two subjects share a name", where=root, found=", ".join(twice), todo="rename one of each")
-    vocabulary = chosen.vocabulary if chosen.vocabulary_of is None else chosen.vocabulary_of(root)
-    places = [[folder / name for folder in (root, root.parent) if (folder / name).is_file()] for name in chosen.descriptions]
+    return _dataset(root, chosen, subjects if part is None else _in_part(root, subjects, part))
+
+
+def part_of(root: Path) -> tuple[Path, str | None]:
+    """A path without the part of a list behind its last colon, and that part."""
+    name, colon, part = root.name.rpartition(":")
+    is_list = bool(colon) and name.lower().endswith(list_suffixes()) and part.lower() in PARTS and not root.exists()
+    return (root.with_name(name), PARTS[part.lower()]) if is_list else (root, None)
+
+
+def is_list(path: Path) -> bool:
+    """Whether a path is named like a list of subjects, or like a part of one."""
+    return part_of(path)[0].name.lower().endswith(list_suffixes())
+
+
+def _dataset(root: Path, layout: Layout, subjects: Sequence[Subject]) -> Dataset:
+    vocabulary = layout.vocabulary if layout.vocabulary_of is None else layout.vocabulary_of(root, subjects)
+    places = [[folder / name for folder in (root, root.parent) if (folder / name).is_file()] for name in layout.descriptions]
     descriptions = tuple(found_at[0] for found_at in places if found_at)
-    return Dataset(root, chosen.name, tuple(sorted(subjects, key=lambda subject: subject.name)), vocabulary, descriptions)
+    remarks = () if layout.remarks is None else tuple(layout.remarks(root, subjects))
+    ordered = tuple(sorted(subjects, key=lambda subject: subject.name))
+    if layout.suffixes:
+        return Dataset(root.parent, layout.name, ordered, vocabulary, (root,), remarks)
+    return Dataset(root, layout.name, ordered, vocabulary, descriptions, remarks)
+
+
+def _in_part(root: Path, subjects: Sequence[Subject], part: str) -> list[Subject]:
+    chosen = [subject for subject in subjects if subject.part == part]
+    if not chosen:
+        known = ", ".join(dict.fromkeys(subject.part for subject in subjects if subject.part is not None))
+        raise InputError("no subjects in this part of the list", where=root, wanted=part, found=known or "a list without parts")
+    return chosen
 
 
 def select(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) -> tuple[Subject, ...]:
@@ -69,12 +102,14 @@ def select(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) ->
     known = sorted({modality for subject in dataset.subjects for modality in subject.images})
     for modality in absent:
         problems.add(InputError("no subject has the modality", where=modality, todo=did_you_mean(modality, known)))
+    unlabelled = [subject for subject in dataset.subjects if subject.label is None] if need_labels else []
+    if len(unlabelled) > SHOWN_NAMES:
+        problems.add(_no_labels(dataset, unlabelled))
     for subject in dataset.subjects:
-        _check_files(subject, [modality for modality in wanted if modality not in absent], need_labels, problems)
+        told = need_labels and len(unlabelled) <= SHOWN_NAMES
+        _check_files(subject, [modality for modality in wanted if modality not in absent], told, problems)
     problems.raise_if_any()
-    return tuple(
-        Subject(subject.name, {modality: subject.images[modality] for modality in wanted}, subject.label) for subject in dataset.subjects
-    )
+    return tuple(subject.of(wanted) for subject in dataset.subjects)
 
 
 def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool, problems: ProblemCollector) -> None:
@@ -99,13 +134,39 @@ def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool,
             problems.add(InputError("not a regular file", where=path, found="a broken link, a folder, a pipe or a device"))
 
 
+def _no_labels(dataset: Dataset, unlabelled: Sequence[Subject]) -> InputError:
+    """One line for many subjects without label maps."""
+    parts = {subject.part for subject in unlabelled}
+    labelled = sorted({subject.part for subject in dataset.subjects if subject.part is not None} - {part for part in parts if part})
+    todo = "pass a folder with label maps"
+    if None not in parts and labelled:
+        todo = f"take a part of the list that has label maps, such as LIST:{labelled[0]}"
+    found = f"{len(unlabelled)} of {len(dataset.subjects)} subjects have none"
+    return InputError("label maps are needed here", where=dataset.root, found=found, todo=todo)
+
+
+def _no_data(root: Path, layout: str) -> InputError:
+    """The error of a path that no layout can be at."""
+    if not root.exists():
+        return InputError("no such folder", where=root)
+    if layout != AUTO:
+        return InputError(
+            f"not in the layout {layout}", where=root, wanted=LAYOUTS.get(layout).files, found="a folder" if root.is_dir() else "a file"
+        )
+    return InputError("not a folder", where=root, wanted=f"a folder of subjects, or a list of them ({', '.join(list_suffixes())})")
+
+
 def _no_subjects(root: Path, candidates: Sequence[Layout]) -> InputError:
+    todo = "pass the folder that holds the subjects' folders"
+    if not root.is_dir():
+        return InputError("no subjects in the list", where=root, wanted=" or ".join(candidate.files for candidate in candidates))
     entries = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
+    lists = [name for name in entries if name.lower().endswith(list_suffixes())]
     seen = ", ".join(entries[:SHOWN_NAMES]) + (f" and {len(entries) - SHOWN_NAMES} more" if len(entries) > SHOWN_NAMES else "")
     return InputError(
         "no subjects in the data folder",
         where=root,
         wanted=" or ".join(f"{candidate.files} ({candidate.name})" for candidate in candidates),
         found=seen or "an empty folder",
-        todo="pass the folder that holds the subjects' folders",
+        todo=f"{todo}, or the list of them ({lists[0]})" if lists else todo,
     )

@@ -47,13 +47,15 @@ OUTPUT_SETS: Mapping[str, Outputs] = {
     "hcp-1-14": {**HCP_1_7, **HCP_8_14},
     "brats": {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)},
     "brats-2023": {"ET": (3,), "TC": (1, 3), "WT": (1, 2, 3)},
+    "brats-msd": {"ET": (3,), "TC": (2, 3), "WT": (1, 2, 3)},
 }
 
 
 def output_set(name: str) -> dict[str, tuple[int, ...]]:
     """A shipped set of outputs: region or class name -> label ids.
 
-    Source: the 14 classes of the T-IMM paper in FreeSurfer's ids; the three regions of the BraTS challenges up to 2022.
+    Source: the 14 classes of the T-IMM paper in FreeSurfer's ids; the three regions of the BraTS challenges up to 2022, since 2023, and as
+    the Medical Segmentation Decathlon numbers them.
 
     Raises:
         UsageError: no set has that name.

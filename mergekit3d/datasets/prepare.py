@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.datasets.labels import encode
+from mergekit3d.datasets.reading import read_subject
 from mergekit3d.datasets.subject import Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.errors import InputError
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.volumes.nifti import Grid, Volume, read_image, read_labels
+from mergekit3d.volumes.nifti import Grid, Volume, read_labels
 from mergekit3d.volumes.normalise import NORMALISATIONS, foreground_mask
 from mergekit3d.volumes.orientation import Shape
 from mergekit3d.volumes.resample import has_spacing, onto_grid, same_grid, spaced_grid, within_view
@@ -102,7 +103,7 @@ def prepare(
             unknown, or an image is constant.
         RecipeError: an output asks for a label that the vocabulary lacks.
     """
-    volumes = {modality: read_image(subject.images[modality], called=f"subject {number}, {modality}") for modality in task.modalities}
+    volumes = read_subject(subject, task.modalities, lambda modality: f"subject {number}, {modality}")
     labels = subject_labels(subject, task.outputs, vocabulary, called=f"subject {number}, labels") if with_target else None
     reference = next(iter(volumes.values())) if labels is None else _of_labels(labels, volumes, subject)
     images = np.stack([_on_reference(volume, reference, modality, number, reporter) for modality, volume in volumes.items()])

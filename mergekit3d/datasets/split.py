@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mergekit3d.datasets.subject import Subject
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.registry import did_you_mean
 from mergekit3d.storage.atomic import write_json
@@ -82,6 +83,30 @@ def split_by_file(names: Sequence[str], path: Path) -> Split:
     split = read_split(path)
     _check_names(names, asdict(split))
     return split
+
+
+def split_of_list(subjects: Sequence[Subject], fold: int | None = None) -> Split:
+    """The split that a list of subjects holds itself; subjects of its test part without label maps are in none.
+
+    Args:
+        subjects: of the list.
+        fold: those of its training part with this fold validate, as in MONAI's cross-validation; None: none of them.
+
+    Raises:
+        InputError: no subject has that fold.
+    """
+    folds = sorted({subject.fold for subject in subjects if subject.fold is not None})
+    if fold is not None and fold not in folds:
+        found = ", ".join(map(str, folds)) or "a data set without folds"
+        raise InputError("no subject has this fold", where="target.split.fold", wanted=str(fold), found=found)
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    for subject in subjects:
+        part = subject.part or "train"
+        if part == "train" and fold is not None and subject.fold == fold:
+            part = "validation"
+        if part != "test" or subject.label is not None:
+            parts[part].append(subject.name)
+    return _sorted_split(parts)
 
 
 def shuffled(names: Sequence[str], seed: int) -> list[str]:

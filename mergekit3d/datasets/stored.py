@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.datasets.prepare import PREPARATION, Array, Box, Prepared
+from mergekit3d.datasets.reading import image_identities
 from mergekit3d.datasets.subject import Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.storage.atomic import write_bytes
@@ -51,7 +52,7 @@ def stored_key(subject: Subject, task: TaskSpec, vocabulary: Vocabulary, *, with
         RecipeError: an output asks for an id that the vocabulary lacks.
     """
     allowed = vocabulary.for_outputs(task.outputs)
-    images = [_digest_of(subject.images[modality]) for modality in task.modalities]
+    images = image_identities(subject, task.modalities, _digest_of)
     label = _digest_of(subject.label) if with_target and subject.label is not None else None
     ids = [allowed.ids.start, allowed.ids.stop] if isinstance(allowed.ids, range) else [sorted(allowed.ids)]
     merged = sorted(allowed.merged.items())

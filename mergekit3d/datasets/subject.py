@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit3d.checkpoints.modalities import MODALITY_ALIASES, canonical_modality
 from mergekit3d.datasets.vocabulary import Vocabulary
+from mergekit3d.volumes.nifti import Channel
 
-__all__ = ["MODALITY_ALIASES", "Dataset", "Subject", "canonical_modality"]
+__all__ = ["MODALITY_ALIASES", "Channel", "Dataset", "Subject", "canonical_modality"]
 
 
 @dataclass(frozen=True)
@@ -20,23 +21,35 @@ class Subject:
         name: unique within the data set; outputs are named after it.
         images: canonical modality name -> file.
         label: the label map; None where there is none.
+        channels: of the modalities that share a 4D file, which of its volumes they are.
+        part: train, validation or test, where the data set itself tells.
+        fold: of a cross-validation, where the data set itself tells.
     """
 
     name: str
     images: Mapping[str, Path]
     label: Path | None
+    channels: Mapping[str, Channel] = field(default_factory=dict)
+    part: str | None = None
+    fold: int | None = None
+
+    def of(self, modalities: Sequence[str]) -> Subject:
+        """The same subject with these modalities alone, in this order; it has all of them."""
+        channels = {modality: self.channels[modality] for modality in modalities if modality in self.channels}
+        return replace(self, images={modality: self.images[modality] for modality in modalities}, channels=channels)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """The subjects of one folder.
+    """The subjects of one folder, or of one list.
 
     Args:
-        root: the folder.
+        root: the folder; that of the list.
         layout: name of the layout that found them.
         subjects: sorted by name.
         vocabulary: label ids that may occur in this layout.
         descriptions: files beside the images without which the data set cannot be read.
+        remarks: what is missing or odd in the data set as a whole.
     """
 
     root: Path
@@ -44,3 +57,4 @@ class Dataset:
     subjects: tuple[Subject, ...]
     vocabulary: Vocabulary
     descriptions: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()

@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from mergekit3d.datasets.labels import OUTPUT_SETS
 from mergekit3d.errors import InputError, RecipeError
 
 SHOWN_IDS = 5
+TUMOUR_REGIONS = set(OUTPUT_SETS["brats"])
+OTHER_YEAR = (
+    "correct the label map, or the regions: enhancing tumour is 4 until 2022 (brats), 3 since (brats-2023) and in the Decathlon (brats-msd)"
+)
 
 
 @dataclass(frozen=True)
@@ -22,14 +27,16 @@ class Vocabulary:
         ids: those ids, 0 among them.
         merged: id -> the id that it is read as.
         wider: the vocabulary that holds instead where a task asks for an id outside of `ids`; None: there is none.
-        misread: name of an output -> an id that it held in other years and that means something else here.
+        misread: name of an output -> ids that it may hold in other data and that mean something else here.
+        untold: whether nothing tells which labels of BraTS these are: its regions say then which ids may occur.
     """
 
     name: str
     ids: range | frozenset[int]
     merged: Mapping[int, int] = field(default_factory=dict)
     wider: Vocabulary | None = None
-    misread: Mapping[str, int] = field(default_factory=dict)
+    misread: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    untold: bool = False
 
     def for_outputs(self, outputs: Mapping[str, Sequence[int]]) -> Vocabulary:
         """This vocabulary, or the wider one where the outputs need it.
@@ -38,17 +45,16 @@ class Vocabulary:
             RecipeError: an output asks for an id that cannot occur, or for one that means something else.
         """
         for name, ids in outputs.items():
-            if self.misread.get(name) in ids:
-                raise RecipeError(
-                    f"label {self.misread[name]} is something else in the {self.name} labels",
-                    where=name,
-                    found=_listed(ids),
-                    todo="use the regions brats-2023, or another name for this region",
-                )
+            wrong = self.misread.get(name, frozenset()) & set(ids)
+            if wrong:
+                fitting = " or ".join(known for known, regions in OUTPUT_SETS.items() if name in regions and self._fits(regions))
+                todo = f"use the regions {fitting}, or another name for this region" if fitting else "give this region another name"
+                what = f"label {min(wrong)} is something else in the {self.name} labels"
+                raise RecipeError(what, where=name, found=_listed(ids), todo=todo)
         foreign = {name: [label for label in ids if label not in self.ids] for name, ids in outputs.items()}
         foreign = {name: ids for name, ids in foreign.items() if ids}
         if not foreign:
-            return self
+            return self._as_asked(outputs)
         if self.wider is not None:
             return self.wider.for_outputs(outputs)
         name, ids = next(iter(foreign.items()))
@@ -59,6 +65,15 @@ class Vocabulary:
             found=_listed(ids),
             todo="correct the regions or labels of the target, or name another layout",
         )
+
+    def _fits(self, outputs: Mapping[str, Sequence[int]]) -> bool:
+        return all(set(ids) <= set(self.ids) and not self.misread.get(name, frozenset()) & set(ids) for name, ids in outputs.items())
+
+    def _as_asked(self, outputs: Mapping[str, Sequence[int]]) -> Vocabulary:
+        """Where the labels of BraTS cannot be told, another year's ids would be lost as background: only those asked for may occur."""
+        if not self.untold or set(outputs) != TUMOUR_REGIONS:
+            return self
+        return Vocabulary(self.name, frozenset({0}.union(*map(set, outputs.values()))), untold=True)
 
     def check(self, labels: np.ndarray[Any, Any], subject: str) -> None:
         """Refuse ids that cannot occur.
@@ -78,7 +93,7 @@ class Vocabulary:
                 where=f"subject {subject}",
                 wanted=f"ids of the {self.name} labels ({self.described()})",
                 found=f"{_listed(foreign)} in {int(counts[foreign].sum())} voxels",
-                todo="correct the label map, or name another layout",
+                todo=OTHER_YEAR if self.untold else "correct the label map, or name another layout",
             )
 
     def merge(self, labels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -105,7 +120,11 @@ def _white_matter_parcels() -> dict[int, int]:
 
 
 FREESURFER = Vocabulary("FreeSurfer", range(14176), merged=_white_matter_parcels())  # wmparc divides 2 and 41 into parcels
-BRATS = Vocabulary("BraTS", frozenset({0, 1, 2, 4}))
-BRATS2023 = Vocabulary("BraTS 2023", frozenset({0, 1, 2, 3}))
-BRATS2024 = Vocabulary("BraTS 2024", frozenset({0, 1, 2, 3, 4}), misread={"ET": 4, "TC": 4, "WT": 4})
-SMALL = Vocabulary("plain", range(5), wider=FREESURFER)
+BRATS = Vocabulary("BraTS", frozenset({0, 1, 2, 4}), misread={"ET": frozenset({2}), "TC": frozenset({2})})
+BRATS2023 = Vocabulary("BraTS 2023", frozenset({0, 1, 2, 3}), misread={"ET": frozenset({2}), "TC": frozenset({2})})
+BRATS2024 = Vocabulary(
+    "BraTS 2024",
+    frozenset({0, 1, 2, 3, 4}),
+    misread={"ET": frozenset({2, 4}), "TC": frozenset({2, 4}), "WT": frozenset({4})},
+)
+SMALL = Vocabulary("plain", range(5), wider=FREESURFER, untold=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mergekit3d.checkpoints.metadata import TaskSpec
 from mergekit3d.datasets.find import find_dataset, select
 from mergekit3d.datasets.labels import check_outputs, output_set
-from mergekit3d.datasets.split import PARTS, Part, Split, split_by_file, split_subjects
+from mergekit3d.datasets.split import PARTS, Part, Split, split_by_file, split_of_list, split_subjects
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.recipe.load import LoadedRecipe
@@ -79,12 +79,15 @@ def open_cohort(loaded: LoadedRecipe, target: TargetModel | None, *, key: str = 
     task = task_of_target(loaded, target)
     found = find_dataset(loaded.data_path(target.data), target.layout)
     vocabulary = found.vocabulary.for_outputs(task.outputs)
-    subjects = select(found, task.modalities, need_labels=set(labelled) == set(PARTS))
+    own = _is_own(target.split, found)
+    subjects = select(found, task.modalities, need_labels=set(labelled) == set(PARTS) and not own)
     dataset = Dataset(found.root, found.layout, subjects, vocabulary)
     names = [subject.name for subject in subjects]
     if isinstance(target.split, Path):
         return _with_labels(Cohort(dataset, task, split_by_file(names, loaded.input_path(target.split))), labelled)
     model = target.split
+    if own:
+        return _with_labels(Cohort(dataset, task, split_of_list(subjects, model.fold)), labelled)
     split = split_subjects(
         names,
         train=_part(loaded, model.train),
@@ -94,6 +97,25 @@ def open_cohort(loaded: LoadedRecipe, target: TargetModel | None, *, key: str = 
         seed=model.seed,
     )
     return _with_labels(Cohort(dataset, task, split), labelled)
+
+
+def has_test(loaded: LoadedRecipe, target: TargetModel) -> bool:
+    """Whether some subjects of a target test.
+
+    Raises:
+        MergeKit3DError: as `open_cohort`, where the data have to be asked.
+    """
+    if isinstance(target.split, Path) or target.split.test:
+        return True
+    own = not target.split.model_fields_set - {"fold"} and _is_own(target.split, find_dataset(loaded.data_path(target.data), target.layout))
+    return own and bool(open_cohort(loaded, target).split.test)
+
+
+def _is_own(split: SplitModel | Path, dataset: Dataset) -> bool:
+    """Whether the split is that of the list which the data come from."""
+    if isinstance(split, Path) or split.model_fields_set - {"fold"}:
+        return False
+    return split.fold is not None or any(subject.part in PARTS[1:] for subject in dataset.subjects)
 
 
 def _with_labels(cohort: Cohort, parts: Sequence[str]) -> Cohort:

@@ -10,11 +10,12 @@ from typing import IO, Any
 import numpy as np
 
 from mergekit3d.datasets.prepare import Box, bounding_box, cropped_affine
+from mergekit3d.datasets.reading import read_modalities
 from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.errors import InputError
 from mergekit3d.preprocessing.bias import log_bias_field, one_thread, shrink_factors
 from mergekit3d.preprocessing.settings import Settings
-from mergekit3d.volumes.nifti import Volume, read_image, read_labels
+from mergekit3d.volumes.nifti import Channel, Volume, read_labels
 from mergekit3d.volumes.normalise import foreground_mask
 from mergekit3d.volumes.orientation import Array, spacing_of
 from mergekit3d.volumes.resample import has_spacing, onto_grid, same_grid, spaced_grid, within_view
@@ -55,7 +56,15 @@ def load_corrected(path: Path, facts: Mapping[str, Any]) -> Corrected:
         return Corrected(images, content["mask"], content[LABEL] if LABEL in content.files else None, content["affine"], facts)
 
 
-def correct(images: Mapping[str, Path], label: Path | None, settings: Settings, vocabulary: Vocabulary, *, number: int) -> Corrected:
+def correct(
+    images: Mapping[str, Path],
+    label: Path | None,
+    settings: Settings,
+    vocabulary: Vocabulary,
+    *,
+    number: int,
+    channels: Mapping[str, Channel] | None = None,
+) -> Corrected:
     """Read a subject, bring it onto one grid, crop it, correct its bias field, and resample it.
 
     The grid is the label map's, else that of the first modality by name; modalities on another one are resampled to it linearly. Label maps
@@ -67,11 +76,12 @@ def correct(images: Mapping[str, Path], label: Path | None, settings: Settings, 
         settings: what to do.
         vocabulary: ids that the label map may hold.
         number: of the subject, for errors.
+        channels: of the modalities that share a 4D file, which of its volumes they are.
 
     Raises:
         InputError: a file is missing, damaged or not finite, a label is unknown, there is no foreground, or N4 failed.
     """
-    volumes = {modality: _read(read_image, path, f"subject {number}, {modality}") for modality, path in sorted(images.items())}
+    volumes = _images(dict(sorted(images.items())), channels or {}, number)
     labels = None if label is None else _labels(label, vocabulary, number)
     corrected = _on_one_grid(volumes, labels, settings, number)
     if settings.n4:
@@ -127,23 +137,33 @@ def _respaced(corrected: Corrected, spacing_mm: tuple[float, float, float]) -> C
     return replace(corrected, images=images, mask=mask, labels=labels, affine=target)
 
 
+def _images(images: Mapping[str, Path], channels: Mapping[str, Channel], number: int) -> dict[str, Volume]:
+    """The images by modality, each file read once."""
+    try:
+        return read_modalities(images, channels, lambda modality: f"subject {number}, {modality}")
+    except InputError as error:
+        raise _by_number(error, {str(path): f"subject {number}, {modality}" for modality, path in images.items()}) from error
+
+
 def _labels(path: Path, vocabulary: Vocabulary, number: int) -> Volume:
     """The label map with its ids as they are, each checked against the widest vocabulary of the layout."""
     while vocabulary.wider is not None:
         vocabulary = vocabulary.wider
-    volume = _read(read_labels, path, f"subject {number}, label map")
+    called = f"subject {number}, label map"
+    try:
+        volume = read_labels(path, called=called)
+    except InputError as error:
+        raise _by_number(error, {str(path): called}) from error
     vocabulary.check(volume.data, str(number))
     return volume
 
 
-def _read(reader: Any, path: Path, called: str) -> Volume:
-    """Read a file; an error calls it by its subject's number, since its path may hold a patient's name."""
-    try:
-        volume: Volume = reader(path, called=called)
-    except InputError as error:
-        found = None if error.found is None else error.found.replace(str(path), "the file")
-        raise InputError(error.failed, where=called, wanted=error.wanted, found=found, todo=error.todo) from error
-    return volume
+def _by_number(error: InputError, names: Mapping[str, str]) -> InputError:
+    """The error with its file called by its subject's number, since its path may hold a patient's name."""
+    found = error.found
+    for path in names:
+        found = None if found is None else found.replace(path, "the file")
+    return InputError(error.failed, where=names.get(str(error.where), error.where), wanted=error.wanted, found=found, todo=error.todo)
 
 
 def _same_grid(volume: Volume, reference: Volume) -> bool:

@@ -121,8 +121,9 @@ def refuse_output(data: Path, out: Path, *, force: bool, resume: bool) -> None:
     """
     if force and resume:
         raise UsageError("--force and --resume exclude each other", todo="--force begins anew, --resume keeps what is done")
-    inside, outside = data.resolve(), out.resolve()
-    if inside == outside or inside in outside.parents or outside in inside.parents:
+    inside, outside = (data.parent if data.is_file() else data).resolve(), out.resolve()
+    # A list names its files: those of the output are none of them.
+    if inside == outside or (inside in outside.parents and not data.is_file()) or outside in inside.parents:
         raise UsageError("the output would mix with the data", where=out, todo="write to a folder beside the data")
     if out.exists() and not out.is_dir():
         raise UsageError("cannot write a data set", where=out, wanted="a folder", found="a file")

@@ -50,8 +50,9 @@ class Place:
             OutputError: the file system refused.
         """
         if self.folder is None:
-            for name in sorted(self.files, key=lambda name: (name == LABEL, name)):
-                move_into_place(finished / self.files[name], out / self.files[name])
+            # Several modalities may lie in one file.
+            for path in dict.fromkeys(self.files[name] for name in sorted(self.files, key=lambda name: (name == LABEL, name))):
+                move_into_place(finished / path, out / path)
         else:
             if (out / self.folder).exists():
                 move_into_place(out / self.folder, spare)
@@ -96,7 +97,8 @@ def _relative(root: Path, subject: Subject, number: int) -> dict[str, Path]:
                 "a file lies outside of the data folder", where=f"subject {number}, {name}", todo="pass the folder that holds all"
             )
         relative[name] = path.relative_to(root)
-    if len(set(relative.values())) < len(relative):
+    own = [path for name, path in relative.items() if name not in subject.channels]
+    if len(set(relative.values())) < len(own) + len({relative[name] for name in subject.channels}):
         raise UsageError(
             "several images in one file cannot be preprocessed", where=f"subject {number}", todo="split it into one file a modality"
         )

@@ -17,7 +17,7 @@ from mergekit3d.preprocessing.settings import LEARNED, VERSION, Settings
 from mergekit3d.storage.atomic import atomic_open, write_json
 from mergekit3d.storage.seal import file_digest, json_digest
 from mergekit3d.textfiles import read_json_object
-from mergekit3d.volumes.nifti import Grid, write_volume
+from mergekit3d.volumes.nifti import Channel, Grid, write_volume
 from mergekit3d.volumes.normalise import NORMALISATIONS
 from mergekit3d.volumes.orientation import Array
 
@@ -41,6 +41,7 @@ class Job:
         landmarks: the scale, where the intensities need one.
         standing: digests of the outputs that are there already, by modality or label.
         anew: do it again where it was done before.
+        channels: of the modalities that share a 4D file, which of its volumes they are.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Job:
     landmarks: Landmarks | None = None
     standing: Mapping[str, str] = field(default_factory=dict)
     anew: bool = False
+    channels: Mapping[str, Channel] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -131,12 +133,13 @@ def input_digests(job: Job) -> dict[str, str]:
     Raises:
         InputError: one cannot be read.
     """
-    digests = {}
+    digests: dict[str, str] = {}
+    known: dict[Path, str] = {}
     for name, path in _inputs(job).items():
         called = f"subject {job.number}, {'label map' if name == LABEL else name}"
         try:
             regular = path.is_file()
-            digests[name] = file_digest(path) if regular else ""
+            digests[name] = known[path] = known.get(path) or (file_digest(path) if regular else "")
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
             raise InputError("cannot read the volume", where=called, found=reason) from error
@@ -155,7 +158,7 @@ def _geometry(job: Job, inputs: Mapping[str, str]) -> str:
 
 
 def _corrected(job: Job) -> Corrected:
-    return correct(job.images, job.label, job.settings, job.vocabulary, number=job.number)
+    return correct(job.images, job.label, job.settings, job.vocabulary, number=job.number, channels=job.channels)
 
 
 def _kept(job: Job, geometry: str) -> Path:
@@ -165,12 +168,14 @@ def _kept(job: Job, geometry: str) -> Path:
 def _written(job: Job, corrected: Corrected) -> dict[str, str]:
     """Write the files; their digests, by modality or label."""
     grid = Grid(_shape(corrected.mask), corrected.affine)
-    outputs = {}
+    outputs: dict[str, str] = {}
     try:
-        for modality, image in corrected.images.items():
-            path = job.folder / job.names[modality]
-            write_volume(path, _normalised(job, modality, image, corrected.mask), native=grid)
-            outputs[modality] = file_digest(path)
+        for name in dict.fromkeys(job.names[modality] for modality in corrected.images):
+            together = _in_file(job, name)
+            images = [_normalised(job, modality, corrected.images[modality], corrected.mask) for modality in together]
+            path = job.folder / name
+            write_volume(path, images[0] if len(images) == 1 else np.stack(images, axis=-1), native=grid)
+            outputs |= dict.fromkeys(together, file_digest(path))
         if corrected.labels is not None:
             path = job.folder / job.names[LABEL]
             write_volume(path, corrected.labels, native=grid)
@@ -178,6 +183,12 @@ def _written(job: Job, corrected: Corrected) -> dict[str, str]:
     except OutputError as error:
         raise OutputError(error.failed, where=f"subject {job.number}", found=error.found, todo=error.todo) from error
     return outputs
+
+
+def _in_file(job: Job, name: Path) -> list[str]:
+    """The modalities of a file, in the order of its volumes."""
+    modalities = [modality for modality in job.images if job.names[modality] == name]
+    return sorted(modalities, key=lambda modality: job.channels[modality].index if modality in job.channels else 0)
 
 
 def _normalised(job: Job, modality: str, image: Array, mask: Array) -> Array:

@@ -70,24 +70,31 @@ class ArchitectureModel(Model):
 
 
 class SplitModel(Model):
-    """Which subjects train, validate and test: numbers drawn by seed, or files of names."""
+    """Which subjects train, validate and test: numbers drawn by seed, or files of names; left out: a list's own, else all train."""
 
     train: Count | Path | None = Field(None, description="number of training subjects, or a file of names; left out: the rest")
     validation: Count | Path | None = Field(None, description="number of validation subjects, or a file of names")
     test: Count | Path | None = Field(None, description="number of test subjects (from the end of the shuffled list), or a file of names")
     skip: Count = Field(0, description="subjects left out at the start of the shuffled list (another model trains on them)")
     seed: Count = Field(0, description="seed of the shuffle")
+    fold: Count | None = Field(None, description="of a list with folds: its subjects validate, the others train")
+
+    @model_validator(mode="after")
+    def _fold_alone(self) -> SplitModel:
+        if self.fold is not None and self.model_fields_set != {"fold"}:
+            raise ValueError("give a fold or numbers, not both")
+        return self
 
 
 class TargetModel(Model):
     """A task: its data, modalities and outputs."""
 
-    data: str = Field(description="folder of the data set, or a name from the recipe's data")
+    data: str = Field(description="folder of the data set, a list of files (.json, .csv, .tsv), or a name from the recipe's data")
     layout: str = Field("auto", description="auto, or the name of a layout")
     modalities: tuple[str, ...] | None = Field(None, min_length=1, description="input channels by name, in order")
     regions: Outputs | None = Field(None, description="label ids of each region (one sigmoid each), or a shipped set: hcp-1-7, brats ...")
     labels: Outputs | None = Field(None, description="label ids of each class, exclusive (softmax)")
-    split: SplitModel | Path = Field(SplitModel(), description="numbers and seed, or one file")
+    split: SplitModel | Path = Field(SplitModel(), description="numbers and seed, a file, or a fold; left out: a list's own")
     normalisation: Literal["zscore", "rank", "none"] = Field("zscore", description="intensities, per modality over the foreground")
     spacing_mm: Spacing | None = Field(None, description="voxel size to resample to; left out: native")
 
@@ -390,7 +397,7 @@ class Recipe(Model):
     workers: PositiveInt | None = Field(
         None, description="threads that make training batches; left out: 1 on the CPU, up to 8 beside a GPU; they change no result"
     )
-    data: dict[Name, Path] = Field({}, description="folders of data sets by name")
+    data: dict[Name, Path] = Field({}, description="folders or lists of data sets by name")
     architecture: str | ArchitectureModel | None = Field(None, description="network; left out: what the checkpoints say")
     sources: tuple[SourceModel, ...] = Field((), description="networks to fuse, in the order of training")
     baselines: tuple[SourceModel, ...] = Field((), description="further networks that fine-tuning may start from")

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.datasets import Dataset, Subject, find_dataset, select
+from mergekit3d.datasets.find import part_of
 from mergekit3d.datasets.labels import output_set
 from mergekit3d.errors import InputError, ProblemCollector, UsageError
 from mergekit3d.metrics import CONVENTIONS, TOLERANCE_MM, SubjectMeasures, mean_over_regions, means_by_region, measure_subject
@@ -87,9 +88,9 @@ def evaluate(
 
     Args:
         checkpoint: a network of mergekit3d.
-        data: folder of labelled subjects, for the checkpoint.
+        data: folder or list of labelled subjects, for the checkpoint.
         pred: folder of segmentations ``<subject>.nii.gz``, in place of checkpoint and data.
-        truth: their true labels: a folder of subjects in any layout, or of files of the same names.
+        truth: their true labels: a folder or list of subjects in any layout, or a folder of files of the same names.
         layout: of the data or the truth.
         empty: convention for empty regions: nnunet (NaN, left out) or brats (1, and 373.13 mm where missed).
         tolerance_mm: of the normalised surface Dice.
@@ -201,7 +202,7 @@ def _compare_folders(
 
 
 def _truth_files(truth: Path, layout: str) -> dict[str, Path]:
-    files = _label_files(truth)
+    files = {} if part_of(truth)[0].is_file() else _label_files(truth)
     if files and layout == "auto":
         return files
     dataset: Dataset = find_dataset(truth, layout)

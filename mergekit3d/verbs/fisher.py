@@ -284,10 +284,11 @@ def _store(
 
 def _digests(store: SubjectStore) -> dict[int, list[str]]:
     """Digests of every subject's files, without their names."""
+    from mergekit3d.datasets.reading import image_identities
     from mergekit3d.storage.seal import file_digest
 
     def of(subject: Subject) -> list[str]:
-        files = [*subject.images.values(), *([subject.label] if store.with_target and subject.label is not None else [])]
-        return [file_digest(path) for path in files]
+        labels = [file_digest(subject.label)] if store.with_target and subject.label is not None else []
+        return [*image_identities(subject, list(subject.images), file_digest), *labels]
 
     return {number: of(store.subjects[number]) for number in store.numbers}

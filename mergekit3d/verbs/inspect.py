@@ -68,7 +68,7 @@ def inspect(
     """Show checkpoints, a data folder, or the plan of a recipe.
 
     Args:
-        paths: one checkpoint, several to compare, or one folder of subjects.
+        paths: one checkpoint, several to compare, or one folder or list of subjects.
         recipe: show what its fusion would do, without doing it.
         overrides: ``key.path=value`` each, for the recipe.
         layout: of a data folder.
@@ -86,7 +86,7 @@ def inspect(
         return inspect_plan(Path(recipe), overrides, values=values)
     if not paths:
         raise UsageError("nothing to inspect", wanted="checkpoints or a recipe")
-    if len(paths) == 1 and Path(paths[0]).is_dir() and recognise(Path(paths[0])) is None:
+    if len(paths) == 1 and _is_data(Path(paths[0])):
         from mergekit3d.verbs.inspect_data import inspect_data
 
         return inspect_data(Path(paths[0]), layout, values=values)
@@ -103,6 +103,15 @@ def inspect(
         return inspect_several(opened, found, values=values)
     table = _layer_table(found[0]["tensors"], values=values)
     return InspectResult(found[0], [*_heading(opened[0].path, found[0]), "", table])
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a path is a folder without a checkpoint, or named like a list of subjects."""
+    if path.is_dir():
+        return recognise(path) is None
+    from mergekit3d.datasets.find import is_list
+
+    return is_list(path)
 
 
 def _heading(path: Path, content: Mapping[str, Any]) -> list[str]:

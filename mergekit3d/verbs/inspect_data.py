@@ -13,9 +13,12 @@ import numpy as np
 
 from mergekit3d.aligned import Table
 from mergekit3d.datasets import Dataset, Subject, find_dataset
+from mergekit3d.datasets.layouts import LAYOUTS, folders
+from mergekit3d.datasets.layouts.nnunet import TRAINING
+from mergekit3d.datasets.split import PARTS
 from mergekit3d.errors import InputError
 from mergekit3d.verbs.inspect import InspectResult
-from mergekit3d.volumes.nifti import Grid, read_grid, read_labels
+from mergekit3d.volumes.nifti import ONLY, Grid, read_grid, read_labels
 from mergekit3d.volumes.orientation import spacing_of
 from mergekit3d.volumes.resample import same_grid
 
@@ -45,10 +48,10 @@ class _Seen:
 
 
 def inspect_data(root: Path, layout: str, *, values: bool) -> InspectResult:
-    """Show a data folder.
+    """Show a data folder, or a list of subjects.
 
     Args:
-        root: the folder.
+        root: the folder or list.
         layout: its layout, or auto.
         values: read every label map; else the first `LABEL_MAPS`.
 
@@ -62,7 +65,7 @@ def inspect_data(root: Path, layout: str, *, values: bool) -> InspectResult:
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking lets go of the interpreter's lock
         jobs = [(number, subject, modalities, dataset, number in read) for number, subject in enumerate(dataset.subjects, 1)]
         seen = list(pool.map(lambda job: _look(*job), jobs))
-    content = _content(dataset, modalities, labelled, seen)
+    content = _content(dataset, modalities, labelled, seen) | {"further_folders": _further(dataset)}
     return InspectResult(content, _blocks(root, content, len(labelled)))
 
 
@@ -72,7 +75,7 @@ def _look(number: int, subject: Subject, modalities: Sequence[str], dataset: Dat
     labels: dict[int, int] | None = None
     for name, path in [*subject.images.items(), *([("labels", subject.label)] if subject.label is not None else [])]:
         try:
-            grids[name] = read_grid(path)
+            grids[name] = read_grid(path, channel=subject.channels.get(name, ONLY))
             if name == "labels" and with_labels:
                 labels = _counts(path)
         except InputError as error:
@@ -94,6 +97,19 @@ def _counts(path: Path) -> dict[int, int]:
     return {int(label): int(counts[label]) for label in np.flatnonzero(counts)}
 
 
+def _further(dataset: Dataset) -> list[dict[str, Any]]:
+    """Folders of more subjects beside those of imagesTr, which are data of their own."""
+    layout = LAYOUTS.get(dataset.layout)
+    if not layout.descriptions or not (dataset.root / TRAINING).is_dir():
+        return []
+    found = {path.name: layout.find(path) for path in folders(dataset.root) if path.name.startswith("images") and path.name != TRAINING}
+    return [
+        {"folder": name, "subjects": len(subjects), "labelled": sum(subject.label is not None for subject in subjects)}
+        for name, subjects in found.items()
+        if subjects
+    ]
+
+
 def _without_path(error: InputError) -> str:
     """The error without its place, which may be a patient's name."""
     wanted = f"wanted {error.wanted}, " if error.wanted is not None else ""
@@ -111,12 +127,16 @@ def _content(dataset: Dataset, modalities: Sequence[str], labelled: Sequence[int
             canonical = grid.canonical()
             grids[canonical.shape, tuple(round(edge, SPACING_DECIMALS) for edge in spacing_of(canonical.affine))] += 1
     read = [one for one in seen if one.labels is not None]
+    parts = Counter(subject.part for subject in dataset.subjects if subject.part is not None)
+    folds = Counter(subject.fold for subject in dataset.subjects if subject.fold is not None)
     ids = sorted({label for one in read for label in one.labels or ()})
     return {
         "layout": dataset.layout,
         "subjects": len(dataset.subjects),
         "modalities": {modality: sum(modality in subject.images for subject in dataset.subjects) for modality in modalities},
         "labelled": len(labelled),
+        "parts": {part: parts[part] for part in PARTS if part in parts},
+        "folds": {str(fold): folds[fold] for fold in sorted(folds)},
         "grids": [{"shape": list(shape), "spacing_mm": list(spacing), "subjects": n} for (shape, spacing), n in grids.most_common()],
         "label_maps_read": len(read),
         "labels": {
@@ -126,6 +146,7 @@ def _content(dataset: Dataset, modalities: Sequence[str], labelled: Sequence[int
             }
             for label in ids
         },
+        "remarks": list(dataset.remarks),
         "odd": [{"subject": one.number, "remarks": one.remarks} for one in seen if one.remarks],
     }
 
@@ -134,8 +155,9 @@ def _blocks(root: Path, content: dict[str, Any], labelled: int) -> list[str | Ta
     total = content["subjects"]
     modalities = ", ".join(name if n == total else f"{name} ({n})" for name, n in content["modalities"].items())
     blocks: list[str | Table] = [
-        f"{root}: {total} subjects in the layout {content['layout']}, {labelled} with labels",
+        f"{root}: {_subjects(total)} in the layout {content['layout']}, {labelled} with labels",
         f"modalities  {modalities}",
+        *_divided(content),
         "",
         Table(
             ("grid", "spacing (mm)", "subjects"),
@@ -155,10 +177,27 @@ def _blocks(root: Path, content: dict[str, Any], labelled: int) -> list[str | Ta
         table = Table(("label", "in subjects", "voxels"), rows[:SHOWN], right=frozenset({"label", "in subjects", "voxels"}))
         blocks += ["", table, *([f"and {len(rows) - SHOWN} other labels: --json lists all"] if len(rows) > SHOWN else [])]
         blocks += [part.strip()] if part else []
-    odd = content["odd"]
-    if odd:
-        blocks += ["", *(f"subject {one['subject']}: {'; '.join(one['remarks'])}" for one in odd[:SHOWN])]
+    odd, remarks = content["odd"], content["remarks"]
+    if odd or remarks:
+        blocks += ["", *remarks, *(f"subject {one['subject']}: {'; '.join(one['remarks'])}" for one in odd[:SHOWN])]
         blocks += [f"and {len(odd) - SHOWN} other subjects with remarks: --json lists all"] if len(odd) > SHOWN else []
     else:
         blocks += ["", "nothing is missing or odd"]
     return blocks
+
+
+def _divided(content: dict[str, Any]) -> list[str]:
+    """Parts, folds and further folders, a line each."""
+    lines = []
+    if content["parts"]:
+        lines.append("parts       " + ", ".join(f"{part} ({count})" for part, count in content["parts"].items()))
+    if content["folds"]:
+        lines.append("folds       " + ", ".join(f"{fold} ({count})" for fold, count in content["folds"].items()))
+    further = [
+        f"{found['folder']} ({_subjects(found['subjects'])}, {found['labelled']} with labels)" for found in content["further_folders"]
+    ]
+    return [*lines, *([f"beside it   {', '.join(further)}"] if further else [])]
+
+
+def _subjects(count: int) -> str:
+    return "1 subject" if count == 1 else f"{count} subjects"

@@ -14,6 +14,7 @@ from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.datasets import find_dataset, select
 from mergekit3d.datasets.labels import decode
 from mergekit3d.datasets.prepare import pasted
+from mergekit3d.datasets.reading import image_identities
 from mergekit3d.errors import UsageError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.prediction import MIRROR_AXES, ensemble_of, mean_probabilities, open_subjects
@@ -240,7 +241,7 @@ class _Record:
 
 
 def _digest(subject: Subject, task: TaskSpec) -> str:
-    return json_digest([file_digest(subject.images[modality]) for modality in task.modalities])
+    return json_digest(image_identities(subject, task.modalities, file_digest))
 
 
 def _labels(probabilities: np.ndarray[Any, Any], task: TaskSpec, prepared: Prepared) -> np.ndarray[Any, Any]:

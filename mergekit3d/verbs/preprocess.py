@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.datasets import find_dataset
+from mergekit3d.datasets.find import part_of
+from mergekit3d.datasets.layouts import LAYOUTS
 from mergekit3d.datasets.split import read_names
 from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError, Problems, UsageError
@@ -20,7 +22,7 @@ from mergekit3d.preprocessing.scales import Landmarks, read_landmarks
 from mergekit3d.preprocessing.settings import HISTOGRAM, LEARNED, Settings
 from mergekit3d.preprocessing.subject import Job, input_digests
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import write_bytes
+from mergekit3d.storage.atomic import write_bytes, write_text
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import json_digest
 
@@ -86,7 +88,7 @@ def preprocess(
     subject digests, crop and bias field. Subjects are numbered in the order of their names; no name stands in it.
 
     Args:
-        data: folder of subjects.
+        data: folder or list of subjects.
         out: folder to write, outside of `data`.
         layout: of the data.
         n4: correct the bias field (N4 of SimpleITK, which the extra ``preprocess`` installs; on the foreground).
@@ -119,7 +121,7 @@ def preprocess(
     worker_count(workers, 1)
     if n4:
         require_simpleitk()
-    refuse_output(data, out, force=force, resume=resume)
+    refuse_output(part_of(data)[0], out, force=force, resume=resume)
     dataset = find_dataset(data, layout)
     targets = places(dataset, _chosen(dataset, subjects_file))
     scale = None if landmarks is None else read_landmarks(landmarks, intensity)
@@ -131,7 +133,8 @@ def preprocess(
         ledger.begin()
         run = Run(ledger, targets, [replace(job, standing=standing[job.number]) for job in jobs], workers, reporter)
         final = run.through(settings, scale, None if model is None else model.number)
-        _copy_descriptions(dataset.descriptions, out, force=force)
+        done = {record["subject"] for record in run.records}
+        _write_descriptions(dataset, [place.subject for place in targets if place.number in done], out, force=force)
         ledger.close(run.records, run.failed, None if final is None else final.as_json(), dataset.layout)
     if run.failed:
         reporter.warn(f"{len(run.records)} of {len(targets)} subjects are done; correct the others or leave them out, and {RESUME}")
@@ -139,10 +142,13 @@ def preprocess(
     return PreprocessResult(out, dataset.layout, len(run.records), run.done_before, out / RECORD)
 
 
-def _copy_descriptions(descriptions: Sequence[Path], out: Path, *, force: bool) -> None:
-    """What a layout needs beside its images, such as nnU-Net's dataset.json."""
-    for source in descriptions:
-        if force or not (out / source.name).exists():
+def _write_descriptions(dataset: Dataset, subjects: Sequence[Subject], out: Path, *, force: bool) -> None:
+    """What a layout needs beside its images: a copy of nnU-Net's dataset.json, or the list of these subjects."""
+    for source in dataset.descriptions:
+        write = LAYOUTS.get(dataset.layout).write
+        if write is not None:
+            write_text(out / source.name, write(replace(dataset, subjects=tuple(subjects)), source))
+        elif force or not (out / source.name).exists():
             write_bytes(out / source.name, source.read_bytes())
 
 
@@ -191,7 +197,8 @@ def _reference(jobs: Sequence[Job], targets: Sequence[Place], reference: str) ->
 
 def _job(place: Place, dataset: Dataset, settings: Settings, work: Path, *, anew: bool) -> Job:
     subject = place.subject
-    return Job(place.number, dict(subject.images), subject.label, place.files, dataset.vocabulary, settings, work, anew=anew)
+    images, channels = dict(subject.images), dict(subject.channels)
+    return Job(place.number, images, subject.label, place.files, dataset.vocabulary, settings, work, anew=anew, channels=channels)
 
 
 def _identity(settings: Settings, layout: str, scale: Landmarks | None, model: Job | None) -> dict[str, Any]:

@@ -14,11 +14,12 @@ def test_unknown_folder_says_what_was_seen(tmp_path, touch):
     with pytest.raises(InputError) as caught:
         find_dataset(tmp_path)
 
-    wanted = " or ".join(f"{layout.files} ({name})" for name, layout in LAYOUTS.items() if layout.automatic)
-    assert {"bids", "brats2018", "brats2023", "hcp", "nnunet", "plain"} == {name for name, layout in LAYOUTS.items() if layout.automatic}
+    asked = {name: layout for name, layout in LAYOUTS.items() if layout.automatic and not layout.suffixes}
+    wanted = " or ".join(f"{layout.files} ({name})" for name, layout in asked.items())
+    assert {"bids", "brats2018", "brats2023", "decathlon", "hcp", "nnunet", "plain"} == set(asked)
     assert (
         f"no subjects in the data folder: {tmp_path}: wanted {wanted}, "
-        "found data.json, images/; pass the folder that holds the subjects' folders"
+        "found data.json, images/; pass the folder that holds the subjects' folders, or the list of them (data.json)"
     ) == str(caught.value)
 
 
@@ -94,3 +95,52 @@ def test_modality_that_no_subject_has(tmp_path, touch):
         select(dataset, ["t1", "flare"], need_labels=False)
 
     assert "no subject has the modality: flare; did you mean 'flair'?" == str(caught.value)
+
+
+def test_many_subjects_without_labels_are_one_line(tmp_path, touch):
+    """Test images where labels are needed: not a line a subject."""
+    dataset = find_dataset(touch(tmp_path, *(f"s{number}/t1.nii" for number in range(9))))
+
+    with pytest.raises(InputError) as caught:
+        select(dataset, ["t1"], need_labels=True)
+    assert f"label maps are needed here: {tmp_path}: found 9 of 9 subjects have none; pass a folder with label maps" == str(caught.value)
+
+
+@pytest.fixture
+def table(tmp_path, touch):
+    """A list of three subjects, one for each part; that of the test has no label map."""
+    touch(tmp_path, *(f"{name}/t1.nii" for name in "abc"), "a/seg.nii", "b/seg.nii")
+    rows = ["subject,t1,label,split", "a,a/t1.nii,a/seg.nii,train", "b,b/t1.nii,b/seg.nii,val", "c,c/t1.nii,,testing"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    return tmp_path / "list.csv"
+
+
+@pytest.mark.parametrize(("part", "names"), [("train", ["a"]), ("validation", ["b"]), ("test", ["c"]), ("testing", ["c"])])
+def test_part_of_a_list(table, part, names):
+    """Behind a colon, as lists or as recipes call it."""
+    dataset = find_dataset(f"{table}:{part}")
+
+    assert ("csv", table.parent, names) == (dataset.layout, dataset.root, [subject.name for subject in dataset.subjects])
+
+
+def test_part_that_is_not_there(table):
+    """The parts that are there are shown; a colon before any other word belongs to the name."""
+    table.write_text(table.read_text().replace(",val", ",train"))
+    with pytest.raises(InputError, match=r"no subjects in this part of the list: .*list.csv: wanted validation, found train, test"):
+        find_dataset(f"{table}:validation")
+    with pytest.raises(InputError, match=r"no such folder: .*list.csv:other"):
+        find_dataset(f"{table}:other")
+
+
+def test_list_whose_name_ends_like_a_part(table):
+    """A file that is there is taken by its name."""
+    with pytest.raises(InputError, match="not a folder"):
+        find_dataset(table.rename(table.with_name("list.csv:test")))
+
+
+def test_layout_of_a_list_for_a_folder(table):
+    """And the other way round: what the layout takes is shown."""
+    with pytest.raises(InputError, match=r"not in the layout csv: .*: wanted <list>\.csv or \.tsv.*, found a folder"):
+        find_dataset(table.parent, "csv")
+    with pytest.raises(InputError, match=r"not in the layout plain: .*: wanted .*, found a file"):
+        find_dataset(table, "plain")

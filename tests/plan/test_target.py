@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mergekit3d.errors import InputError, MergeKit3DError, RecipeError
-from mergekit3d.plan.target import open_cohort, task_of_target, with_split
+from mergekit3d.plan.target import has_test, open_cohort, task_of_target, with_split
 from mergekit3d.recipe import load_recipe
 from mergekit3d.recipe.models import SplitModel
 from tests.builders import write_recipe
@@ -114,6 +114,48 @@ def test_split_by_a_file(data):
 
     assert (("101",), (), ("102",)) == (whole.train, whole.validation, whole.test)
     assert (("103",), 2) == (part.test, len(part.train))
+
+
+@pytest.fixture
+def listed(data):
+    """A list of the six with their parts and folds; the last one has no labels."""
+    parts = ["train,0", "train,1", "train,1", "validation,", "test,", "test,"]
+    rows = [
+        f"s{number},hcp/10{number}/T1w/T1w_acpc_dc_restore.nii.gz,{'' if number == 5 else f'hcp/10{number}/T1w/aparc+aseg.nii.gz'},{part}"
+        for number, part in enumerate(parts)
+    ]
+    (data / "list.csv").write_text("\n".join(["subject,t1,label,split,fold", *rows]))
+    return data
+
+
+def of_list(folder, rest="", part=""):
+    recipe = load_recipe(write_recipe(folder, f"version: 1\ntarget: {{data: 'list.csv{part}', regions: hcp-1-7{rest}}}"))
+    return open_cohort(recipe, recipe.recipe.target), has_test(recipe, recipe.recipe.target)
+
+
+def test_split_of_a_list(listed):
+    """Its own where the recipe has none; what has no labels tests nothing."""
+    found, tests = of_list(listed)
+
+    assert (("s0", "s1", "s2"), ("s3",), ("s4",), True) == (found.split.train, found.split.validation, found.split.test, tests)
+    assert (("s0", "s1", "s2"), (), ()) == tuple(vars(of_list(listed, part=":train")[0].split).values())
+    assert (False, False) == (of_list(listed, part=":train")[1], of_list(listed, ", split: {train: 2}", ":train")[1])
+
+
+def test_fold_of_a_list(listed):
+    """One fold validates, beside what validates anyway."""
+    assert (("s0",), ("s1", "s2", "s3"), ("s4",)) == tuple(vars(of_list(listed, ", split: {fold: 1}")[0].split).values())
+    with pytest.raises(InputError, match=r"no subject has this fold: target.split.fold: wanted 2, found 0, 1"):
+        of_list(listed, ", split: {fold: 2}")
+    with pytest.raises(RecipeError, match="give a fold or numbers, not both"):
+        of_list(listed, ", split: {fold: 1, train: 2}")
+
+
+def test_split_of_a_recipe_beats_that_of_a_list(listed):
+    """All of its subjects are dealt out then, and all need labels."""
+    assert 3 == len(of_list(listed, ", split: {train: 2, test: 1}", ":train")[0].dataset.subjects)
+    with pytest.raises(InputError, match="a subject has no label map: subject s5"):
+        of_list(listed, ", split: {train: 2, test: 1}")
 
 
 def test_too_few_subjects(data):

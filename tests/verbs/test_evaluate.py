@@ -51,3 +51,11 @@ def test_evaluate_refuses_a_tolerance_that_is_no_length(folders, tolerance_mm):
     with pytest.raises(UsageError, match="no such tolerance: --tolerance-mm: wanted 0 or more"):
         evaluate(pred=folders[0], truth=folders[1], regions={"ET": (4,)}, tolerance_mm=tolerance_mm)
     assert not (folders[0] / "metrics.csv").exists()
+
+
+def test_truth_may_be_a_list(tmp_path, folders):
+    """As it may be a folder in any layout."""
+    rows = [f"s{index},{folders[1]}/s{index}.nii.gz,{folders[1]}/s{index}.nii.gz" for index in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(["subject,t1,label", *rows]))
+    found = evaluate(pred=folders[0], truth=tmp_path / "list.csv", regions={"ET": (4,)}, options=Options(out=tmp_path / "list"))
+    assert found.dice == evaluate(pred=folders[0], truth=folders[1], regions={"ET": (4,)}, options=Options(out=tmp_path / "folder")).dice

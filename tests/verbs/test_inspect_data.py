@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import nibabel
@@ -79,6 +81,65 @@ def test_layout_can_be_named(brats):
     """A folder of another layout is an error of that layout alone."""
     with pytest.raises(InputError, match=r"no subjects in the data folder: .*: wanted <id>/T1w.*\(hcp\), found"):
         inspect([brats], layout="hcp")
+
+
+@pytest.fixture
+def decathlon(brats) -> Path:
+    """The same subjects as 4D files, the last one without labels in imagesTs."""
+    root = brats.parent / "Task01"
+    for folder in ("imagesTr", "labelsTr", "imagesTs"):
+        (root / folder).mkdir(parents=True)
+    *subjects, last = find_dataset(brats).subjects
+    for subject in [*subjects, last]:
+        images = [nibabel.load(path) for path in subject.images.values()]
+        stack = np.stack([np.asarray(image.dataobj) for image in images], axis=-1)
+        folder = "imagesTs" if subject is last else "imagesTr"
+        nibabel.save(nibabel.Nifti1Image(stack, images[0].affine), root / folder / f"{subject.name}.nii.gz")
+        if subject is not last:
+            shutil.copy(subject.label, root / "labelsTr" / f"{subject.name}.nii.gz")
+    modality = dict(enumerate(last.images))
+    training = [{"image": f"./imagesTr/{subject.name}.nii.gz"} for subject in subjects] + [{"image": "./imagesTr/gone.nii.gz"}]
+    (root / "dataset.json").write_text(json.dumps({"modality": modality, "training": training}))
+    return root
+
+
+def test_4d_files_and_the_folder_beside_them(brats, decathlon):
+    """Grids of every volume, what is missing as a whole, and where more subjects are."""
+    result = inspect([decathlon])
+    content, count = result.as_json(), len(find_dataset(brats).subjects) - 1
+
+    assert ("decathlon", count, count) == tuple(content[key] for key in ("layout", "subjects", "labelled"))
+    assert dict.fromkeys(("flair", "t1", "t1ce", "t2"), count) == content["modalities"]
+    assert [{"folder": "imagesTs", "subjects": 1, "labelled": 0}] == content["further_folders"]
+    assert [f"1 of the {count + 1} images that dataset.json lists under training are not there"] == content["remarks"]
+    assert "beside it   imagesTs (1 subject, 0 with labels)" in text(result)
+    assert content["remarks"][0] in text(result)
+    assert "imagesTs: 1 subject in the layout decathlon, 0 with labels" in text(inspect([decathlon / "imagesTs"]))
+
+
+def test_file_with_other_volumes_is_odd(decathlon):
+    """By the subject's number."""
+    change(next((decathlon / "imagesTr").iterdir()), lambda values, affine: (values[..., :3], affine))
+    (odd,) = inspect([decathlon]).as_json()["odd"]
+    assert all("wanted 4 volumes, one a modality" in remark for remark in odd["remarks"])
+
+
+def test_list_is_shown_with_its_parts(brats):
+    """As a folder is, and a part of it alone behind a colon."""
+    rows = [
+        f"s{number},{subject.images['t1']},{subject.label},{'train' if number else 'test'},{number}"
+        for number, subject in enumerate(find_dataset(brats).subjects)
+    ]
+    (brats / "list.csv").write_text("\n".join(["subject,t1,label,split,fold", *rows]))
+    result = inspect([brats / "list.csv"])
+
+    assert ({"train": len(rows) - 1, "test": 1}, dict.fromkeys(map(str, range(len(rows))), 1)) == (
+        result.as_json()["parts"],
+        result.as_json()["folds"],
+    )
+    assert f"parts       train ({len(rows) - 1}), test (1)" in text(result)
+    assert f"folds       {', '.join(f'{number} (1)' for number in range(len(rows)))}" in text(result)
+    assert 1 == inspect([f"{brats / 'list.csv'}:test"]).as_json()["subjects"]
 
 
 def test_folder_without_subjects(tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 from mergekit3d import predict
 from mergekit3d.checkpoints import TaskSpec
+from mergekit3d.datasets import find_dataset
 from mergekit3d.errors import InputError, MergeKit3DError, UsageError
 from mergekit3d.options import Options
 from mergekit3d.verbs.predict import RECORD
@@ -220,3 +221,16 @@ def test_records_of_several_processes_that_were_killed_are_one(data, tmp_path):
 
     assert (3, len(files)) == (again.kept, len(json.loads((tmp_path / "out" / RECORD).read_text())["done"]))
     assert [] == list((tmp_path / "out").glob(".predictions-*"))
+
+
+def test_subjects_of_a_list(data, tmp_path):
+    """By their names in it, and those of one part alone."""
+    subjects = find_dataset(data).subjects[:3]
+    entries = [{"subject": f"s{number}", "image": [str(path) for path in one.images.values()]} for number, one in enumerate(subjects)]
+    (tmp_path / "list.json").write_text(json.dumps({"training": entries[:1], "testing": entries[1:]}))
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    whole = run(checkpoint, tmp_path / "list.json", tmp_path / "whole")
+
+    assert ["s0.nii.gz", "s1.nii.gz", "s2.nii.gz"] == [path.name for path in whole.files]
+    assert ["s1.nii.gz", "s2.nii.gz"] == [path.name for path in run(checkpoint, f"{tmp_path}/list.json:test", tmp_path / "part").files]
+    assert np.array_equal(values(whole.files[0]), values(run(checkpoint, data, tmp_path / "folder").files[0]))

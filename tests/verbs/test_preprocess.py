@@ -74,6 +74,56 @@ def test_description_of_the_data_set_comes_along(source, tmp_path):
     assert (raw / "dataset.json").read_bytes() == (tmp_path / "out/dataset.json").read_bytes()
 
 
+def test_4d_files_stay_4d(source, tmp_path):
+    """The Decathlon's: volumes in the order of dataset.json, cropped together."""
+    raw = tmp_path / "raw"
+    (raw / "imagesTr").mkdir(parents=True)
+    (raw / "labelsTr").mkdir()
+    for found in find_dataset(source / "brats").subjects[:2]:
+        volumes = [read_image(found.images[modality]) for modality in ("t2", "flair", "t1")]
+        data = np.stack([volume.data for volume in volumes], axis=-1)
+        write_volume(raw / "imagesTr" / f"{found.name}.nii.gz", data, native=volumes[0].native)
+        shutil.copy(found.label, raw / "labelsTr" / f"{found.name}.nii.gz")
+    (raw / "dataset.json").write_text(json.dumps({"modality": {"0": "T2w", "1": "FLAIR", "2": "T1w"}}))
+    preprocess(raw, tmp_path / "out", intensity="none", **QUICK)
+    before, after = find_dataset(raw), find_dataset(tmp_path / "out")
+
+    assert set(files(raw)) | {"preprocess.json"} == set(files(tmp_path / "out"))
+    for old, new, done in zip(before.subjects, after.subjects, record(tmp_path / "out")["subjects"], strict=True):
+        start, stop = done["crop"]["start"], done["crop"]["stop"]
+        inside = tuple(slice(first, last) for first, last in zip(start, stop, strict=True))
+        for modality in ("t1", "t2", "flair"):
+            whole = read_image(old.images[modality], channel=old.channels[modality]).data
+            assert np.array_equal(whole[inside], read_image(new.images[modality], channel=new.channels[modality]).data)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.json"])
+def test_list_is_written_beside_its_images(source, tmp_path, name):
+    """With the same subjects, parts and paths below its folder, whatever paths stood in it."""
+    data = Path(shutil.copytree(source / "brats", tmp_path / "data"))
+    subjects = find_dataset(data).subjects[:3]
+    rows = [(one.name, one.images["t1"], one.label, "test" if one is subjects[1] else "train") for one in subjects]
+    if name.endswith("csv"):
+        text = "\n".join(["subject,t1,label,split", *(",".join(map(str, row)) for row in rows)])
+    else:
+        entries = {
+            part: [{"image": str(image), "label": str(label)} for _, image, label, own in rows if own == part] for part in ("train", "test")
+        }
+        text = json.dumps({**entries, "labels": {"0": "background", "1": "necrosis", "2": "edema", "4": "enhancing"}})
+    (data / name).write_text(text)
+    result = preprocess(data / name, tmp_path / "out", **QUICK)
+    before, after = find_dataset(data / name), find_dataset(tmp_path / "out" / name)
+
+    assert (before.layout, before.vocabulary, 3) == (after.layout, after.vocabulary, result.subjects)
+    assert [(one.name, one.part) for one in before.subjects] == [(one.name, one.part) for one in after.subjects]
+    assert str(tmp_path) not in (tmp_path / "out" / name).read_text()
+    assert all(one.images["t1"].is_relative_to(tmp_path / "out") for one in after.subjects)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / name).write_text(text)
+    with pytest.raises(UsageError, match="a file lies outside of the data folder: subject 1, "):
+        preprocess(tmp_path / "elsewhere" / name, tmp_path / "other", **QUICK)
+
+
 @pytest.mark.parametrize("layout", ["hcp", "brats"])
 def test_output_is_a_data_set_in_the_same_layout(source, tmp_path, layout):
     """Every file of the layout has its path, and nothing else; labels keep their ids, image and label map share a grid."""

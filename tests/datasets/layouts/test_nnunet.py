@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from mergekit3d.datasets import find_dataset
-from mergekit3d.errors import InputError, MergeKit3DError
+from mergekit3d.datasets.labels import output_set
+from mergekit3d.errors import InputError, MergeKit3DError, RecipeError
 
 CHANNELS = {"0": "T1", "1": "T1Gd", "2": "FLAIR"}
 
@@ -65,7 +66,42 @@ def test_decathlon_is_no_data_set_of_nnunet(tmp_path, touch):
     touch(tmp_path, "imagesTr/BRATS_001.nii.gz", "labelsTr/BRATS_001.nii.gz")
     (tmp_path / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR"}}))
     with pytest.raises(InputError, match="no subjects in the data folder"):
-        find_dataset(tmp_path)
+        find_dataset(tmp_path, "nnunet")
+
+
+def test_first_version(tmp_path, touch):
+    """dataset.json is as in the Decathlon: modalities in place of channel names, labels by id; numbered files tell them apart."""
+    content = {"modality": CHANNELS, "labels": {"0": "background", "1": "necrosis", "2": "edema", "4": "enhancing"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    dataset = find_dataset(tree(tmp_path, touch))
+
+    assert ("nnunet", {0, 1, 2, 4}) == (dataset.layout, dataset.vocabulary.ids)
+    assert ["t1", "t1ce", "flair"] == list(dataset.subjects[0].images)
+
+
+def test_cases_that_are_missing_are_told(tmp_path, touch):
+    """Where dataset.json counts others than are there."""
+    describe(tmp_path, numTraining=3)
+    assert ("dataset.json tells of 3 training cases, 2 are there",) == find_dataset(tree(tmp_path, touch)).remarks
+    describe(tmp_path, numTraining=2)
+    assert () == find_dataset(tmp_path).remarks
+
+
+def test_two_channels_of_one_name(tmp_path, touch):
+    """They would be one modality."""
+    describe(tmp_path, channel_names={"0": "T1", "1": "t1w", "2": "FLAIR"})
+    with pytest.raises(InputError, match=r"two channels have the same name: .*found t1, t1, flair; name each after its modality"):
+        find_dataset(tree(tmp_path, touch))
+
+
+def test_regions_of_another_numbering_are_refused(tmp_path, touch):
+    """What the whole tumour holds beside the core is edema, and in no other region."""
+    describe(tmp_path, labels={"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": [3]})
+    vocabulary = find_dataset(tree(tmp_path, touch)).vocabulary
+
+    assert vocabulary == vocabulary.for_outputs(output_set("brats-msd"))
+    with pytest.raises(RecipeError, match="label 1 is something else in the nnU-Net labels: TC: found 1, 3; use the regions brats-msd"):
+        vocabulary.for_outputs(output_set("brats-2023"))
 
 
 def test_damaged_description_is_one_line(tmp_path, touch):
