@@ -23,7 +23,7 @@ def inspect(
 ) -> Result:
     """Show what checkpoints or data hold, and what can be fused.
 
-    With --recipe: the plan, without running it. Of a folder of subjects: modalities, grids, labels, and what is missing or odd.
+    With --recipe: the plan, without running it. Of a folder or list of subjects: modalities, grids, labels, and what is missing or odd.
 
     Examples:
 

@@ -35,7 +35,7 @@ def description_of(root: Path) -> tuple[Path, Mapping[str, Any]] | None:
     if path is None:
         return None
     content = read_json_object(path, "the description of the data set")
-    return (path, content) if any(isinstance(content.get(key), dict) for key in CHANNEL_KEYS) else None
+    return (path, content) if any(content.get(key) for key in CHANNEL_KEYS) else None
 
 
 def channels_of(content: Mapping[str, Any], path: Path) -> dict[int, str]:
@@ -99,4 +99,5 @@ def _misread(labels: Mapping[str, list[int]]) -> dict[str, frozenset[int]]:
 
 
 def _ids(value: Any) -> list[int]:
-    return [label for label in (value if isinstance(value, list) else [value]) if isinstance(label, int) and not isinstance(label, bool)]
+    values = value if isinstance(value, list) else [value]
+    return [int(label) for label in values if str(label).isdecimal()]

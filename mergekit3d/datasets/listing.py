@@ -84,6 +84,11 @@ def modality_in(text: str) -> str | None:
     return _told(text)[0]
 
 
+def can_name(text: str) -> bool:
+    """Whether a text can be the name of a subject, and so of its files."""
+    return text not in ("", ".", "..") and "/" not in text and "\0" not in text and not text.startswith(".")
+
+
 def relative(path: Path, folder: Path) -> str:
     """A path as a list in `folder` writes it."""
     return path.relative_to(folder).as_posix()

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergekit3d.datasets.descriptions import CHANNEL_KEYS, DESCRIPTION, channels_of, vocabulary_in, vocabulary_of_names
 from mergekit3d.datasets.layouts import Layout, register
-from mergekit3d.datasets.listing import KNOWN, LABEL_NAMES, PARTS, Entry, modality_in, relative, subjects_of
+from mergekit3d.datasets.listing import KNOWN, LABEL_NAMES, PARTS, Entry, can_name, modality_in, relative, subjects_of
 from mergekit3d.datasets.subject import Channel, Dataset, Subject, canonical_modality
 from mergekit3d.datasets.vocabulary import SMALL, Vocabulary
 from mergekit3d.errors import InputError, ProblemCollector
 from mergekit3d.textfiles import read_json_object
 
 WHAT = "the data list"
+NAMES = ("subject", "subject_id", "case_id", "id")
+"""Keys that lists name a subject by; a name that several subjects have is none."""
 KEYS = {"train": "training", "validation": "validation", "test": "testing"}
 """What the parts are called in lists that are written here."""
 NAMING = 'set "modality": {"0": "flair", "1": "t1", ...} in the list, in the order of the images'
@@ -43,7 +47,9 @@ def find(root: Path) -> list[Subject]:
                 problems.raise_if_any()
             else:
                 entries.append(entry)
-    return subjects_of(root, entries, problems)
+    times = Counter(entry.name for entry in entries)
+    unique = [entry if times[entry.name] == 1 else replace(entry, name=None) for entry in entries]
+    return subjects_of(root, unique, problems)
 
 
 def _entry(root: Path, where: str, part: str, item: Any, named: Sequence[str]) -> Entry:
@@ -67,10 +73,9 @@ def _entry(root: Path, where: str, part: str, item: Any, named: Sequence[str]) -
         images = dict(zip(_modalities(paths, named, place), paths, strict=True))
     if not images:
         raise InputError("a subject without images in the list", where=place, wanted="image", found=", ".join(map(str, item)) or "nothing")
-    name, fold = item.get("subject"), item.get("fold")
-    named_so = name if isinstance(name, str) and name and "/" not in name and not name.startswith(".") else None
+    name, fold = next((item[key] for key in NAMES if isinstance(item.get(key), str)), ""), item.get("fold")
     folded = fold if isinstance(fold, int) and not isinstance(fold, bool) else None
-    return Entry(where, images, _label(item, place), named_so, channels, part, folded)
+    return Entry(where, images, _label(item, place), name if can_name(name) else None, channels, part, folded)
 
 
 def _label(item: Mapping[str, Any], place: str) -> str | None:

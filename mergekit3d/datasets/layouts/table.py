@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mergekit3d.datasets.descriptions import vocabulary_of_names
 from mergekit3d.datasets.layouts import Layout, register
-from mergekit3d.datasets.listing import KNOWN, LABEL_NAMES, PARTS, Entry, relative, subjects_of
+from mergekit3d.datasets.listing import KNOWN, LABEL_NAMES, PARTS, Entry, can_name, relative, subjects_of
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
 from mergekit3d.datasets.vocabulary import SMALL, Vocabulary
 from mergekit3d.errors import InputError, ProblemCollector
@@ -71,7 +71,7 @@ def _entry(
         problems.add(InputError("unknown part in the list", where=where, wanted="train, validation or test", found=part))
     if fold and not fold.isdecimal():
         problems.add(InputError("no number of a fold in the list", where=where, wanted="0, 1 ...", found=fold))
-    if "/" in cells[SUBJECT] or cells[SUBJECT].startswith("."):
+    if not can_name(cells[SUBJECT]):
         problems.add(InputError("no name for a subject", where=where, wanted="one that can name a file", found=cells[SUBJECT]))
     images = {modality: cells[name] for modality, name in modalities.items()}
     truth = cells[label] or None if label is not None else None

@@ -101,6 +101,29 @@ def test_names_of_subjects(listed, images, names):
     assert names == list(seen(find_dataset(listed({"training": [{"image": image} for image in images]}))))
 
 
+def test_names_that_a_list_gives(listed):
+    """Under one of the usual keys; those that several subjects have do not name them."""
+    isles = {
+        "modality": {"0": "DWI", "1": "ADC", "2": "FLAIR"},
+        "training": [
+            {
+                "id": "sub-strokecase0001",
+                "fold": 0,
+                "image": [
+                    "./sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_DWI.nii.gz",
+                    "./sub-strokecase0001/ses-0001/dwi/sub-strokecase0001_ses-0001_ADC.nii.gz",
+                    "./sub-strokecase0001/ses-0001/anat/sub-strokecase0001_ses-0001_FLAIR_registered.nii.gz",
+                ],
+                "label": "./derivatives/sub-strokecase0001/ses-0001/sub-strokecase0001_ses-0001_msk.nii.gz",
+            }
+        ],
+    }
+    assert {"sub-strokecase0001": ["dwi", "adc", "flair"]} == seen(find_dataset(listed(isles)))
+    visits = [{"subject_id": "p1", "image": f"visit{number}_t1.nii"} for number in (1, 2)]
+    assert ["visit1", "visit2"] == list(seen(find_dataset(listed({"training": visits}))))
+    assert ["a"] == list(seen(find_dataset(listed({"training": [{"subject": "../x", "image": "a_t1.nii"}]}))))
+
+
 def test_year_of_brats(listed):
     """Told by the subjects' names where it can be, and asked for otherwise."""
     assert SMALL == find_dataset(listed({"training": [{"image": "a_t1.nii"}]})).vocabulary
