@@ -33,6 +33,8 @@ def inspect(
 
       mergekit3d inspect brats/
 
+      mergekit3d inspect folds.json
+
       mergekit3d inspect --recipe timm.yaml
     """
     if recipe is None:

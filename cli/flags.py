@@ -28,7 +28,7 @@ RecipeFlag = Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", h
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe; may be given several times.")
 ]
-Layout = Annotated[str, typer.Option(metavar="LAYOUT", help="Layout of the data: auto, hcp, brats2018 ...")]
+Layout = Annotated[str, typer.Option(metavar="LAYOUT", help="Layout of the data: auto, hcp, brats2018, nnunet, decathlon ...")]
 Regions = Annotated[
     list[str] | None,
     typer.Option(metavar="SET|NAME=IDS", help="A shipped set (brats, hcp-1-7 ...), or one region, such as TC=1,4; repeat for more."),

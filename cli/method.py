@@ -48,7 +48,9 @@ def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
 def fisher(
     checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
     *,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The data that the checkpoint was trained on.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The data that the checkpoint was trained on: a folder or a list.")
+    ] = None,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
     estimator: Annotated[

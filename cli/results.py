@@ -132,7 +132,7 @@ def preprocess(
 def predict(
     checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False)] = None,
     *,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="The subjects to segment.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DATA", help="The subjects to segment: a folder or a list.")] = None,
     layout: Layout = "auto",
     patch_size: PatchSize = None,
     overlap: Annotated[float, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows.")] = 0.5,
@@ -179,7 +179,7 @@ def predict(
 def evaluate(
     checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
     *,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Labelled subjects, for CKPT.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="DATA", help="Labelled subjects, for CKPT: a folder or a list.")] = None,
     pred: Annotated[Path | None, typer.Option(metavar="DIR", help="Segmentations made before, in place of CKPT.")] = None,
     truth: Annotated[Path | None, typer.Option(metavar="DIR", help="Their true labels.")] = None,
     layout: Layout = "auto",

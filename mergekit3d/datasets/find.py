@@ -125,9 +125,9 @@ def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool,
             )
         )
     if need_labels and subject.label is None:
-        problems.add(
-            InputError("a subject has no label map", where=f"subject {subject.name}", todo="add it, or leave the subject out of the folder")
-        )
+        elsewhere = "take a part of the list that has them, such as LIST:train"
+        todo = "leave the subject out of the folder" if subject.part is None else elsewhere
+        problems.add(InputError("a subject has no label map", where=f"subject {subject.name}", todo=f"add it, or {todo}"))
     files = [subject.images[modality] for modality in modalities if modality in subject.images]
     for path in [*files, *([subject.label] if need_labels and subject.label is not None else [])]:
         if not path.is_file():

@@ -164,7 +164,8 @@ def _unlabelled(loaded: LoadedRecipe, cohort: Cohort, settings: AdaptModel, obje
         return None
     target = loaded.recipe.target
     found = find_dataset(loaded.data_path(settings.unlabelled), "auto" if target is None else target.layout)
-    return Dataset(found.root, found.layout, select(found, cohort.task.modalities, need_labels=False), found.vocabulary)
+    # Their labels are never read: ids of the target's data do for them.
+    return Dataset(found.root, found.layout, select(found, cohort.task.modalities, need_labels=False), cohort.dataset.vocabulary)
 
 
 def _check(loaded: LoadedRecipe, plan: FusionPlan, settings: AdaptModel, objective: Objective) -> Ratios:

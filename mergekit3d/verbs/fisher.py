@@ -64,13 +64,13 @@ def fisher(
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> FisherResult:
-    """Estimate the Fisher diagonal of a checkpoint on a folder of subjects.
+    """Estimate the Fisher diagonal of a checkpoint on the subjects of a folder or list.
 
     Started by torchrun, the processes share the subjects, and the first of them reports and writes.
 
     Args:
         checkpoint: the weights.
-        data: folder of subjects of the task that they were trained on.
+        data: folder or list of subjects of the task that they were trained on.
         estimator: sampled (labels drawn from the model's own prediction) or true (the labels in the data).
         draws: draws of the labels a subject, for sampled.
         layout: of the data.

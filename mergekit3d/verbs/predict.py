@@ -77,14 +77,14 @@ def predict(
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> PredictResult:
-    """Segment the subjects of a folder.
+    """Segment the subjects of a folder or list.
 
     A record beside the segmentations, predictions.json, tells by hashes what they were made from; ``resume`` goes by it. Started by
     torchrun, the processes share the subjects.
 
     Args:
         checkpoint: a network of mergekit3d, which says its modalities and regions; several: the mean of their probabilities.
-        data: folder of subjects; labels are not needed.
+        data: folder or list of subjects; labels are not needed.
         out: folder for ``<subject>.nii.gz``, label ids on the grid of the subject's first modality.
         layout: of the data.
         patch_size: sliding window of this size; None: whole volumes.

@@ -154,7 +154,7 @@ def test_fold_of_a_list(listed):
 def test_split_of_a_recipe_beats_that_of_a_list(listed):
     """All of its subjects are dealt out then, and all need labels."""
     assert 3 == len(of_list(listed, ", split: {train: 2, test: 1}", ":train")[0].dataset.subjects)
-    with pytest.raises(InputError, match="a subject has no label map: subject s5"):
+    with pytest.raises(InputError, match="a subject has no label map: subject s5; add it, or take a part of the list that has them, such"):
         of_list(listed, ", split: {train: 2, test: 1}")
 
 

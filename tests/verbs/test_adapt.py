@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from mergekit3d.datasets import find_dataset
 from mergekit3d.errors import MergeKit3DError, RecipeError
 from mergekit3d.options import Options
 from mergekit3d.verbs.adapt import adapt
@@ -155,6 +156,15 @@ def test_mix_with_scans_of_their_own(project):
 
     assert float(mixed[0]["train_loss"]) > float(plain[0]["train_loss"])
     assert mixed[0]["step"] == plain[0]["step"]
+
+
+def test_scans_without_labels_are_of_any_layout(project, data):
+    """What ids their label maps could hold does not matter: they are not read."""
+    subjects = find_dataset(data / "hcp").subjects[:2]
+    entries = [{"image": [str(path) for path in subject.images.values()]} for subject in subjects]
+    (project / "scans.json").write_text(json.dumps({"labels": {"0": "background", "1": "other"}, "testing": entries}))
+    result = run(project, "adapt.objective={supervised: 1, entropy: 0.5}", f"adapt.unlabelled={project / 'scans.json:test'}")
+    assert 1 <= len(log_of(result))
 
 
 @pytest.mark.parametrize(
