@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from mergekit3d.datasets.layouts import LAYOUTS, Layout, list_suffixes
+from mergekit3d.datasets.layouts import LAYOUTS, Layout, folders, list_suffixes
 from mergekit3d.datasets.listing import PARTS
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
 from mergekit3d.errors import InputError, ProblemCollector
@@ -20,7 +21,7 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
     """The subjects in a folder, or in a list of files.
 
     Args:
-        root: the folder; or the list, of which ``list.json:test`` takes one part alone (train, validation, test).
+        root: the folder, perhaps of folders train, validation, test, unlabelled; or the list; ``list.json:test`` is one part of it alone.
         layout: name of a layout, or auto: the one that finds subjects.
 
     Raises:
@@ -38,6 +39,10 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
         if not candidates:
             raise _no_data(root, layout)
         found = [(candidate, subjects) for candidate in candidates if (subjects := candidate.find(root))]
+        if not found and root.is_dir():
+            # Layouts with a description tell training from test images themselves.
+            within = [candidate for candidate in candidates if not candidate.descriptions]
+            found = [(candidate, subjects) for candidate in within if (subjects := _in_folders(candidate, root))]
     except OSError as error:
         raise InputError("cannot read the data folder", where=root, found=(error.strerror or type(error).__name__).lower()) from error
     if not found:
@@ -52,6 +57,12 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
     if twice:
         raise InputError("two subjects share a name", where=root, found=", ".join(twice), todo="rename one of each")
     return _dataset(root, chosen, subjects if part is None else _in_part(root, subjects, part))
+
+
+def _in_folders(layout: Layout, root: Path) -> list[Subject]:
+    """The subjects in folders called train, validation, test and unlabelled, in one of which they are."""
+    parts = [(folder, PARTS[folder.name.lower()]) for folder in folders(root) if folder.name.lower() in PARTS]
+    return [replace(subject, part=part) for folder, part in parts for subject in layout.find(folder)]
 
 
 def part_of(root: Path) -> tuple[Path, str | None]:

@@ -15,8 +15,13 @@ from mergekit3d.errors import InputError, ProblemCollector
 KNOWN = frozenset(MODALITY_ALIASES.values()) | {"adc", "ct", "dwi", "pd", "pet", "swi"}
 """Modalities that a file's name or a column's is taken for; any other name has to be given in so many words."""
 LABEL_NAMES = ("label", "truth", "seg", "segmentation", "labels", "mask")
-PARTS = {"train": "train", "training": "train", "val": "validation", "validation": "validation", "test": "test", "testing": "test"}
-"""What lists call the parts of a split -> what it is called here."""
+PARTS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "validation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("unlabelled", "unlabeled"), "unlabelled"),
+}
+"""What lists and folders call the parts of a data set -> what it is called here."""
 SHOWN = 8
 """Missing files that are told one by one."""
 
@@ -55,7 +60,8 @@ def subjects_of(path: Path, entries: Sequence[Entry], problems: ProblemCollector
     Raises:
         InputError: a file is not there, or a subject stands twice; `Problems` where several are wrong.
     """
-    files = {(entry.where, text): path.parent / Path(text).expanduser() for entry in entries for text in _files(entry)}
+    # Path.expanduser raises where there is no such user.
+    files = {(entry.where, text): path.parent / os.path.expanduser(text) for entry in entries for text in _files(entry)}  # noqa: PTH111
     _check_files(path, files, problems)
     names = _names(entries)
     seen: dict[str, str] = {}

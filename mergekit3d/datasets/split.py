@@ -86,10 +86,10 @@ def split_by_file(names: Sequence[str], path: Path) -> Split:
 
 
 def split_of_list(subjects: Sequence[Subject], fold: int | None = None) -> Split:
-    """The split that a list of subjects holds itself; subjects of its test part without label maps are in none.
+    """The split that a data set holds itself; its unlabelled subjects, and those of its test part without label maps, are in none.
 
     Args:
-        subjects: of the list.
+        subjects: of the data set.
         fold: those of its training part with this fold validate, as in MONAI's cross-validation; None: none of them.
 
     Raises:
@@ -104,7 +104,7 @@ def split_of_list(subjects: Sequence[Subject], fold: int | None = None) -> Split
         part = subject.part or "train"
         if part == "train" and fold is not None and subject.fold == fold:
             part = "validation"
-        if part != "test" or subject.label is not None:
+        if part in ("train", "validation") or (part == "test" and subject.label is not None):
             parts[part].append(subject.name)
     return _sorted_split(parts)
 

@@ -22,7 +22,7 @@ class Subject:
         images: canonical modality name -> file.
         label: the label map; None where there is none.
         channels: of the modalities that share a 4D file, which of its volumes they are.
-        part: train, validation or test, where the data set itself tells.
+        part: train, validation, test or unlabelled, where the data set itself tells.
         fold: of a cross-validation, where the data set itself tells.
     """
 

@@ -112,10 +112,10 @@ def has_test(loaded: LoadedRecipe, target: TargetModel) -> bool:
 
 
 def _is_own(split: SplitModel | Path, dataset: Dataset) -> bool:
-    """Whether the split is that of the list which the data come from."""
+    """Whether the split is that which the data set holds itself."""
     if isinstance(split, Path) or split.model_fields_set - {"fold"}:
         return False
-    return split.fold is not None or any(subject.part in PARTS[1:] for subject in dataset.subjects)
+    return split.fold is not None or any(subject.part not in (None, PARTS[0]) for subject in dataset.subjects)
 
 
 def _with_labels(cohort: Cohort, parts: Sequence[str]) -> Cohort:

@@ -15,7 +15,7 @@ from mergekit3d.aligned import Table
 from mergekit3d.datasets import Dataset, Subject, find_dataset
 from mergekit3d.datasets.layouts import LAYOUTS, folders
 from mergekit3d.datasets.layouts.nnunet import TRAINING
-from mergekit3d.datasets.split import PARTS
+from mergekit3d.datasets.listing import PARTS
 from mergekit3d.errors import InputError
 from mergekit3d.verbs.inspect import InspectResult
 from mergekit3d.volumes.nifti import ONLY, Grid, read_grid, read_labels
@@ -135,7 +135,7 @@ def _content(dataset: Dataset, modalities: Sequence[str], labelled: Sequence[int
         "subjects": len(dataset.subjects),
         "modalities": {modality: sum(modality in subject.images for subject in dataset.subjects) for modality in modalities},
         "labelled": len(labelled),
-        "parts": {part: parts[part] for part in PARTS if part in parts},
+        "parts": {part: parts[part] for part in dict.fromkeys(PARTS.values()) if part in parts},
         "folds": {str(fold): folds[fold] for fold in sorted(folds)},
         "grids": [{"shape": list(shape), "spacing_mm": list(spacing), "subjects": n} for (shape, spacing), n in grids.most_common()],
         "label_maps_read": len(read),

@@ -144,3 +144,19 @@ def test_layout_of_a_list_for_a_folder(table):
         find_dataset(table.parent, "csv")
     with pytest.raises(InputError, match=r"not in the layout plain: .*: wanted .*, found a file"):
         find_dataset(table, "plain")
+
+
+def test_folders_of_parts(tmp_path, touch):
+    """Where a folder holds train, test or unlabelled folders, each subject is of one part; any of them may be passed alone."""
+    touch(tmp_path, "train/a/t1.nii", "train/a/seg.nii", "Validation/b/t1.nii", "test/c/t1.nii", "unlabeled/d/t1.nii", "other/e/t1.nii")
+    dataset = find_dataset(tmp_path)
+
+    assert "plain" == dataset.layout
+    assert {"a": "train", "b": "validation", "c": "test", "d": "unlabelled"} == {subject.name: subject.part for subject in dataset.subjects}
+    assert ["d"] == [subject.name for subject in find_dataset(tmp_path / "unlabeled").subjects]
+
+
+def test_subject_of_two_parts(tmp_path, touch):
+    """It must not train and test."""
+    with pytest.raises(InputError, match="two subjects share a name: .*: found a; rename one of each"):
+        find_dataset(touch(tmp_path, "train/a/t1.nii", "test/a/t1.nii"))

@@ -142,6 +142,16 @@ def test_split_of_a_list(listed):
     assert (False, False) == (of_list(listed, part=":train")[1], of_list(listed, ", split: {train: 2}", ":train")[1])
 
 
+def test_split_by_folders(data):
+    """Of train, validation and test, each with subjects in the same layout; what is unlabelled is in no part."""
+    for number, part in enumerate(("train", "train", "validation", "test", "unlabelled")):
+        (data / "parts" / part).mkdir(parents=True, exist_ok=True)
+        (data / "hcp" / f"10{number}").rename(data / "parts" / part / f"10{number}")
+    (data / "parts/unlabelled/104/T1w/aparc+aseg.nii.gz").unlink()
+    recipe = load_recipe(write_recipe(data, "version: 1\ntarget: {data: parts, regions: hcp-1-7}"))
+    assert (("100", "101"), ("102",), ("103",)) == tuple(vars(open_cohort(recipe, recipe.recipe.target).split).values())
+
+
 def test_fold_of_a_list(listed):
     """One fold validates, beside what validates anyway."""
     assert (("s0",), ("s1", "s2", "s3"), ("s4",)) == tuple(vars(of_list(listed, ", split: {fold: 1}")[0].split).values())

@@ -20,7 +20,7 @@ from mergekit3d.textfiles import read_json_object
 WHAT = "the data list"
 NAMES = ("subject", "subject_id", "case_id", "id")
 """Keys that lists name a subject by; a name that several subjects have is none."""
-KEYS = {"train": "training", "validation": "validation", "test": "testing"}
+KEYS = {"train": "training", "validation": "validation", "test": "testing", "unlabelled": "unlabelled"}
 """What the parts are called in lists that are written here."""
 NAMING = 'set "modality": {"0": "flair", "1": "t1", ...} in the list, in the order of the images'
 

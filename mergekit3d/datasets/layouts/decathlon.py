@@ -8,7 +8,7 @@ from typing import Any
 
 from mergekit3d.datasets.descriptions import ALL_IDS, DESCRIPTION, channels_of, description_of, vocabulary_in
 from mergekit3d.datasets.layouts import Layout, nifti_files, register
-from mergekit3d.datasets.layouts.nnunet import all_numbered, folders_of
+from mergekit3d.datasets.layouts.nnunet import folders_of, is_numbered
 from mergekit3d.datasets.subject import Channel, Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
 
@@ -23,13 +23,12 @@ def find(root: Path) -> list[Subject]:
     content = described[1]
     channels = channels_of(content, described[0])
     images, labels = folders_of(root)
-    files = nifti_files(images)
-    if not channels or all_numbered(files, channels):
+    if not channels or is_numbered(root, channels):
         return []  # nnU-Net's
     masks = nifti_files(labels) if labels.is_dir() else {}
     paired = _pairs(content)
     subjects = []
-    for name, path in files.items():
+    for name, path in nifti_files(images).items():
         label = masks.get(paired.get(name, name))
         several = {modality: Channel(index, len(channels)) for index, modality in enumerate(channels.values())} if len(channels) > 1 else {}
         subjects.append(Subject(name, dict.fromkeys(channels.values(), path), label, several))

@@ -10,6 +10,8 @@ from mergekit3d.datasets.descriptions import ALL_IDS, DESCRIPTION, channels_of, 
 from mergekit3d.datasets.layouts import Layout, nifti_files, register
 from mergekit3d.datasets.subject import Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
+from mergekit3d.errors import InputError
+from mergekit3d.volumes.nifti import SUFFIXES
 
 TRAINING, LABELS = "imagesTr", "labelsTr"
 ANY = Vocabulary("nnU-Net", ALL_IDS)
@@ -24,7 +26,11 @@ def find(root: Path) -> list[Subject]:
     channels = channels_of(described[1], described[0])
     images, labels = folders_of(root)
     files = nifti_files(images)
-    if "channel_names" not in described[1] and not all_numbered(files, channels):
+    ending = described[1].get("file_ending", SUFFIXES[0])
+    if ending not in SUFFIXES:
+        todo = "convert the images, and correct file_ending"
+        raise InputError("the images are of another format", where=described[0], wanted=" or ".join(SUFFIXES), found=str(ending), todo=todo)
+    if "channel_names" not in described[1] and not is_numbered(root, channels):
         return []  # the Decathlon's
     masks = nifti_files(labels) if labels.is_dir() else {}
     cases: dict[str, dict[str, Path]] = {}
@@ -42,9 +48,14 @@ def folders_of(root: Path) -> tuple[Path, Path]:
     return root, root.with_name(root.name.replace("images", "labels"))
 
 
-def all_numbered(names: Iterable[str], channels: Iterable[int]) -> bool:
-    """Whether every file is one channel of a case, as nnU-Net names them."""
+def is_numbered(root: Path, channels: Iterable[int]) -> bool:
+    """Whether every file is one channel of a case, as nnU-Net names them: then no label map is called as an image is."""
     known = set(channels)
+    training = next((folder / TRAINING for folder in (root, root.parent) if (folder / TRAINING).is_dir()), root)
+    images, labels = folders_of(training)
+    names = nifti_files(images)
+    if labels.is_dir() and labels != images and names.keys() & nifti_files(labels).keys():
+        return False
     return all((parts := NUMBERED.fullmatch(name)) is not None and int(parts[2]) in known for name in names)
 
 

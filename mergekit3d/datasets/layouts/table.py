@@ -68,7 +68,7 @@ def _entry(
         return None
     part, fold = cells.get(SPLIT, ""), cells.get(FOLD, "")
     if part and part.lower() not in PARTS:
-        problems.add(InputError("unknown part in the list", where=where, wanted="train, validation or test", found=part))
+        problems.add(InputError("unknown part in the list", where=where, wanted="train, validation, test or unlabelled", found=part))
     if fold and not fold.isdecimal():
         problems.add(InputError("no number of a fold in the list", where=where, wanted="0, 1 ...", found=fold))
     if not can_name(cells[SUBJECT]):

@@ -89,6 +89,16 @@ def test_other_tasks(tmp_path, touch, modality, name, found):
     assert only.label is not None
 
 
+def test_names_like_channels_of_nnunet(tmp_path, touch):
+    """Label maps that are called as the images are tell them apart, for the test images too."""
+    names = ["case_0000", "case_0001"]
+    touch(tmp_path, *(f"{folder}/{name}.nii.gz" for folder in ("imagesTr", "labelsTr", "imagesTs") for name in names))
+    describe(tmp_path, {"0": "T1w", "1": "T2w"}, training=names)
+
+    assert ("decathlon", names) == (find_dataset(tmp_path).layout, [subject.name for subject in find_dataset(tmp_path).subjects])
+    assert "decathlon" == find_dataset(tmp_path / "imagesTs").layout
+
+
 def test_label_maps_of_other_names(tmp_path, touch):
     """dataset.json says which belongs to which, as in data sets that took over the format."""
     touch(tmp_path, "imagesTr/img0035.nii.gz", "labelsTr/label0035.nii.gz")

@@ -79,6 +79,13 @@ def test_first_version(tmp_path, touch):
     assert ["t1", "t1ce", "flair"] == list(dataset.subjects[0].images)
 
 
+def test_images_of_another_format(tmp_path, touch):
+    """nnU-Net reads more than NIfTI."""
+    describe(tmp_path, file_ending=".nrrd")
+    with pytest.raises(InputError, match=r"the images are of another format: .*wanted \.nii\.gz or \.nii, found \.nrrd; convert"):
+        find_dataset(touch(tmp_path, "imagesTr/a_0000.nrrd"))
+
+
 def test_cases_that_are_missing_are_told(tmp_path, touch):
     """Where dataset.json counts others than are there."""
     describe(tmp_path, numTraining=3)

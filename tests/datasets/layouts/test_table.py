@@ -47,7 +47,7 @@ def test_every_problem_is_told_by_its_line(files):
     with pytest.raises(Problems) as caught:
         find_dataset(path)
     assert [
-        f"unknown part in the list: {path}, line 5: wanted train, validation or test, found dev",
+        f"unknown part in the list: {path}, line 5: wanted train, validation, test or unlabelled, found dev",
         f"no number of a fold in the list: {path}, line 5: wanted 0, 1 ..., found x",
         f"an empty cell in the list: {path}, line 6: found t1; fill it, or remove the line",
         f"no name for a subject: {path}, line 7: wanted one that can name a file, found ../e",
