@@ -37,9 +37,14 @@ def find(root: Path) -> list[Subject]:
 
 def _pairs(content: Mapping[str, Any]) -> dict[str, str]:
     """Name of an image -> that of its label map, without suffixes, where the description lists them under different names."""
-    entries = [entry for key in ("training", "test") for entry in content.get(key) or () if isinstance(entry, dict)]
+    entries = [entry for key in ("training", "test") for entry in _listed(content, key) if isinstance(entry, dict)]
     named = [(entry.get("image"), entry.get("label")) for entry in entries]
     return {_stem(image): _stem(label) for image, label in named if isinstance(image, str) and isinstance(label, str)}
+
+
+def _listed(content: Mapping[str, Any], key: str) -> list[Any]:
+    entries = content.get(key)
+    return entries if isinstance(entries, list) else []
 
 
 def _stem(path: str) -> str:
@@ -59,7 +64,7 @@ def remarks(root: Path, subjects: Sequence[Subject]) -> list[str]:
     if described is None:
         return []
     part = "training" if folders_of(root)[0] != root or root.name == "imagesTr" else "test"
-    entries = [entry.get("image") if isinstance(entry, dict) else entry for entry in described[1].get(part) or ()]
+    entries = [entry.get("image") if isinstance(entry, dict) else entry for entry in _listed(described[1], part)]
     listed = {_stem(entry) for entry in entries if isinstance(entry, str)}
     there = {subject.name for subject in subjects}
     missing, more = len(listed - there), len(there - listed) if listed else 0

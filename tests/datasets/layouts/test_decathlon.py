@@ -144,6 +144,14 @@ def test_file_with_other_volumes_than_named(tmp_path):
         prepare(dataset.subjects[0], 1, TaskSpec(("t1",), {"a": (1,)}), vocabulary=dataset.vocabulary, with_target=False)
 
 
+@pytest.mark.parametrize("entries", [True, 3, [5, {"image": None}, {"image": [1], "label": {}}], "x"])
+def test_damaged_lists_do_not_matter(brats, entries):
+    """The images are what is there."""
+    content = json.loads((brats / "dataset.json").read_text())
+    (brats / "dataset.json").write_text(json.dumps({**content, "training": entries, "test": entries}))
+    assert (2, ()) == (len(find_dataset(brats).subjects), find_dataset(brats).remarks)
+
+
 def test_damaged_modalities(brats):
     """Something else in place of the names."""
     describe(brats, modality={"0": 1})
