@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mergekit3d.datasets.descriptions import ALL_IDS, DESCRIPTION, channels_of, description_of, vocabulary_in
 from mergekit3d.datasets.layouts import Layout, nifti_files, register
@@ -19,11 +21,13 @@ NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 
 def find(root: Path) -> list[Subject]:
-    """The cases of imagesTr; or of the folder itself, where dataset.json stands beside it (imagesTs)."""
+    """The cases of imagesTr, or those that dataset.json lists; or of the folder itself, where it stands beside it (imagesTs)."""
     described = description_of(root)
     if described is None:
         return []
     channels = channels_of(described[1], described[0])
+    if isinstance(described[1].get("dataset"), dict) and not root.name.startswith("images"):
+        return [_listed(root, str(case), entry, list(channels.values())) for case, entry in described[1]["dataset"].items()]
     images, labels = folders_of(root)
     files = nifti_files(images)
     ending = described[1].get("file_ending", SUFFIXES[0])
@@ -39,6 +43,17 @@ def find(root: Path) -> list[Subject]:
         if parts is not None and int(parts[2]) in channels:
             cases.setdefault(parts[1], {})[channels[int(parts[2])]] = path
     return [Subject(case, found, masks.get(case)) for case, found in cases.items()]
+
+
+def _listed(root: Path, case: str, entry: Any, channels: Sequence[str]) -> Subject:
+    """A case that dataset.json lists by its files, in the order of the channels; they may be those of another data set."""
+    images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(images, list) or len(images) != len(channels) or not all(isinstance(file, str) for file in images):
+        wanted = f"images: a list of {len(channels)}, one a channel"
+        raise InputError("cannot read a case", where=f"{root / DESCRIPTION}, dataset: {case}", wanted=wanted, found="something else")
+    files = [root / os.path.expandvars(file) for file in images]
+    truth = root / os.path.expandvars(label) if isinstance(label, str) else None
+    return Subject(case, dict(zip(channels, files, strict=True)), truth)
 
 
 def folders_of(root: Path) -> tuple[Path, Path]:

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mergekit3d.datasets import find_dataset
+from mergekit3d.datasets import find_dataset, select
 from mergekit3d.datasets.labels import output_set
 from mergekit3d.errors import InputError, MergeKit3DError, RecipeError
 
@@ -77,6 +77,20 @@ def test_first_version(tmp_path, touch):
 
     assert ("nnunet", {0, 1, 2, 4}) == (dataset.layout, dataset.vocabulary.ids)
     assert ["t1", "t1ce", "flair"] == list(dataset.subjects[0].images)
+
+
+def test_cases_that_are_listed_by_their_files(tmp_path, touch, monkeypatch):
+    """A data set may have its files elsewhere, below a variable of nnU-Net's."""
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    touch(tmp_path, *(f"raw/Dataset001/imagesTr/a_000{number}.nii.gz" for number in range(3)), "own/labelsTr/a.nii.gz")
+    images = [f"$nnUNet_raw/Dataset001/imagesTr/a_000{number}.nii.gz" for number in range(3)]
+    describe(tmp_path / "own", dataset={"a": {"images": images, "label": "labelsTr/a.nii.gz"}})
+    (only,) = select(find_dataset(tmp_path / "own"), ["flair", "t1"], need_labels=True)
+
+    assert {"flair": "a_0002.nii.gz", "t1": "a_0000.nii.gz"} == {modality: path.name for modality, path in only.images.items()}
+    describe(tmp_path / "own", dataset={"a": {"images": images[:2]}})
+    with pytest.raises(InputError, match=r"cannot read a case: .*dataset.json, dataset: a: wanted images: a list of 3, one a channel"):
+        find_dataset(tmp_path / "own")
 
 
 def test_images_of_another_format(tmp_path, touch):
