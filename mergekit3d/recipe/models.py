@@ -90,7 +90,7 @@ class TargetModel(Model):
     """A task: its data, modalities and outputs."""
 
     data: str = Field(description="folder of the data set, a list of files (.json, .csv, .tsv), or a name from the recipe's data")
-    layout: str = Field("auto", description="auto, or the name of a layout")
+    layout: str = Field("auto", description="auto, or a layout by name: hcp, brats2018, nnunet, decathlon ...")
     modalities: tuple[str, ...] | None = Field(None, min_length=1, description="input channels by name, in order")
     regions: Outputs | None = Field(None, description="label ids of each region (one sigmoid each), or a shipped set: hcp-1-7, brats ...")
     labels: Outputs | None = Field(None, description="label ids of each class, exclusive (softmax)")
@@ -281,7 +281,7 @@ class AdaptModel(TrainingModel):
         "stay as they are), or both by weight",
     )
     unlabelled: str | None = Field(
-        None, description="folder of scans without labels, or a name from data, for the entropy; left out: the training subjects"
+        None, description="folder or list of scans without labels, or a name from data, for the entropy; left out: the training subjects"
     )
     private: str | None = Field(
         None, description="private tensors to start from: random or a source's name; left out: as merge.private, else random"

@@ -159,11 +159,15 @@ def _objective(settings: AdaptModel) -> Objective:
 def _unlabelled(loaded: LoadedRecipe, cohort: Cohort, settings: AdaptModel, objective: Objective) -> Dataset | None:
     """The scans without labels; None where the training subjects are taken."""
     from mergekit3d.datasets import Dataset, find_dataset, select
+    from mergekit3d.datasets.find import is_list
+    from mergekit3d.datasets.layouts import LAYOUTS
 
     if settings.unlabelled is None or not objective.entropy:
         return None
-    target = loaded.recipe.target
-    found = find_dataset(loaded.data_path(settings.unlabelled), "auto" if target is None else target.layout)
+    path, layout = loaded.data_path(settings.unlabelled), "auto" if loaded.recipe.target is None else loaded.recipe.target.layout
+    # The target's layout holds for scans of the same kind, a folder or a list.
+    alike = layout != "auto" and bool(LAYOUTS.get(layout).suffixes) == is_list(path)
+    found = find_dataset(path, layout if alike else "auto")
     # Their labels are never read: ids of the target's data do for them.
     return Dataset(found.root, found.layout, select(found, cohort.task.modalities, need_labels=False), cohort.dataset.vocabulary)
 

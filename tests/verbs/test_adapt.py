@@ -163,7 +163,8 @@ def test_scans_without_labels_are_of_any_layout(project, data):
     subjects = find_dataset(data / "hcp").subjects[:2]
     entries = [{"image": [str(path) for path in subject.images.values()]} for subject in subjects]
     (project / "scans.json").write_text(json.dumps({"labels": {"0": "background", "1": "other"}, "testing": entries}))
-    result = run(project, "adapt.objective={supervised: 1, entropy: 0.5}", f"adapt.unlabelled={project / 'scans.json:test'}")
+    scans = f"adapt.unlabelled={project / 'scans.json:test'}"
+    result = run(project, "adapt.objective={supervised: 1, entropy: 0.5}", scans, "target.layout=hcp")
     assert 1 <= len(log_of(result))
 
 

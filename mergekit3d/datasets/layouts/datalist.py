@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.datasets.descriptions import CHANNEL_KEYS, DESCRIPTION, channels_of, vocabulary_in, vocabulary_of_names
+from mergekit3d.datasets.descriptions import DESCRIPTION, channels_of, vocabulary_in, vocabulary_of_names
 from mergekit3d.datasets.layouts import Layout, register
 from mergekit3d.datasets.listing import KNOWN, LABEL_NAMES, PARTS, Entry, can_name, modality_in, relative, subjects_of
 from mergekit3d.datasets.subject import Channel, Dataset, Subject, canonical_modality
@@ -20,6 +20,7 @@ from mergekit3d.textfiles import read_json_object
 WHAT = "the data list"
 NAMES = ("subject", "subject_id", "case_id", "id")
 """Keys that lists name a subject by; a name that several subjects have is none."""
+DESCRIBING = ("name", "description", "reference", "licence", "release", "tensorImageSize", "labels")
 KEYS = {"train": "training", "validation": "validation", "test": "testing", "unlabelled": "unlabelled"}
 """What the parts are called in lists that are written here."""
 NAMING = 'set "modality": {"0": "flair", "1": "t1", ...} in the list, in the order of the images'
@@ -111,9 +112,9 @@ def vocabulary_of(root: Path, subjects: Sequence[Subject]) -> Vocabulary:
 
 
 def write(dataset: Dataset, path: Path) -> str:
-    """The list of a data set whose files lie below its folder; what else stood in it is kept, but for the names of modalities."""
+    """The list of a data set whose files lie below its folder; of what else stood in it, what describes the data set is kept."""
     old = read_json_object(path, WHAT)
-    content: dict[str, Any] = {key: value for key, value in old.items() if key.lower() not in PARTS and key not in CHANNEL_KEYS}
+    content: dict[str, Any] = {key: old[key] for key in DESCRIBING if key in old}
     modalities = list(dict.fromkeys(modality for subject in dataset.subjects for modality in subject.images))
     same = all(list(subject.images) == modalities for subject in dataset.subjects)
     if same:

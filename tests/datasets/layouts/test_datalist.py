@@ -181,6 +181,13 @@ def test_missing_files_are_told_by_their_entries(listed):
     ).splitlines()
 
 
+def test_written_list_keeps_what_describes_the_data(listed):
+    """Not notes on subjects, or where their files once were."""
+    path = listed({"name": "BRATS", "root": "/home/someone", "training": [{"image": "a_t1.nii", "report": "text"}]})
+    content = json.loads(write(find_dataset(path), path))
+    assert {"name": "BRATS", "modality": {"0": "t1"}, "training": [{"subject": "a", "image": "a_t1.nii"}]} == content
+
+
 @pytest.mark.parametrize(
     "content",
     [
