@@ -48,7 +48,9 @@ def read_json_object(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
-def read_csv(path: Path, what: str, columns: Sequence[str], *, delimiters: str = ",") -> list[tuple[int, dict[str, str]]]:
+def read_csv(
+    path: Path, what: str, columns: Sequence[str], *, delimiters: str = ",", any_case: bool = False
+) -> list[tuple[int, dict[str, str]]]:
     """The rows of a small CSV file with a header; see `read_text`.
 
     Args:
@@ -56,6 +58,7 @@ def read_csv(path: Path, what: str, columns: Sequence[str], *, delimiters: str =
         what: what it holds, for the error.
         columns: the columns that it must have; others are kept.
         delimiters: what may stand between cells: of several, the one that the header has most of.
+        any_case: take the names of columns in lower case, however they are written.
 
     Returns:
         For every row that is not blank its line number (1-based) and its cells, stripped, by column.
@@ -71,7 +74,7 @@ def read_csv(path: Path, what: str, columns: Sequence[str], *, delimiters: str =
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
         raise InputError(failed, where=f"{path}, line {reader.line_num}", wanted="a CSV table", found=str(error)) from error
-    header = lines[0][1] if lines else []
+    header = [name.lower() if any_case else name for name in lines[0][1]] if lines else []
     missing = [column for column in columns if column not in header]
     if missing:
         found = f"no column {', '.join(missing)}" if lines else "an empty file"

@@ -27,3 +27,12 @@ def test_bad_json_is_told_in_one_line(tmp_path, text, found):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=found):
         read_json_object(tmp_path / "a.json", "the ratios")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_delimiter_is_told_by_the_header(tmp_path, delimiter):
+    """Of those that may stand there; names of columns in lower case, if that is asked for."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"Subject{delimiter}T1\na{delimiter}b,c;d\n".replace("b,c;d", "b" if delimiter != "\t" else "b,c;d"))
+    ((line, cells),) = read_csv(path, "the list", ["subject"], delimiters=",;\t", any_case=True)
+    assert (2, ["subject", "t1"], "a") == (line, list(cells), cells["subject"])

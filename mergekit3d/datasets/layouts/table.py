@@ -24,7 +24,7 @@ Line = tuple[int, Mapping[str, str]]
 
 def find(root: Path) -> list[Subject]:
     """The subjects of a table with the column ``subject``, a column for each modality, and perhaps ``label``, ``split`` and ``fold``."""
-    lines = read_csv(root, WHAT, [SUBJECT], delimiters=",\t;")
+    lines = read_csv(root, WHAT, [SUBJECT], delimiters=",\t;", any_case=True)
     problems = ProblemCollector()
     modalities, label = _columns(root, lines, problems)
     entries = [entry for number, cells in lines if (entry := _entry(root, number, cells, modalities, label, problems)) is not None]
@@ -34,7 +34,7 @@ def find(root: Path) -> list[Subject]:
 def _columns(root: Path, lines: Sequence[Line], problems: ProblemCollector) -> tuple[dict[str, str], str | None]:
     """Modality -> its column, and the column of the label maps."""
     names = list(lines[0][1]) if lines else []
-    label = next((name for name in names if name.lower() in LABEL_NAMES), None)
+    label = next((name for name in names if name in LABEL_NAMES), None)
     modalities: dict[str, str] = {}
     for name in names:
         modality = canonical_modality(name)

@@ -5,7 +5,7 @@ from mergekit3d.datasets.layouts.table import write
 from mergekit3d.datasets.vocabulary import BRATS, SMALL
 from mergekit3d.errors import InputError, Problems
 
-HEADER = "subject,t1,T1Gd,label,split,fold,age\n"
+HEADER = "Subject,t1,T1Gd,Label,split,fold,age\n"
 ROWS = "a,a/t1.nii.gz,a/t1ce.nii.gz,a/seg.nii.gz,training,0,50\n\nb,b/t1.nii.gz,./b/t1ce.nii.gz,,test,,\n"
 
 
@@ -71,7 +71,7 @@ def test_list_in_another_place_is_one_line(files):
     ("text", "said"),
     [
         ("subject,t1,flare\na,a/t1.nii.gz,a/t1ce.nii.gz\n", r"line 1: found flare; did you mean 'flair'\?"),
-        ("subject,t1,T1w\na,a/t1.nii.gz,a/t1ce.nii.gz\n", "two columns are of one modality: .*, line 1: found t1 and T1w; remove one"),
+        ("subject,t1,T1w\na,a/t1.nii.gz,a/t1ce.nii.gz\n", "two columns are of one modality: .*, line 1: found t1 and t1w; remove one"),
         ("subject,age\na,5\n", "line 1: wanted a column a modality, such as t1, t1ce, t2, flair, found subject, age"),
         ("name,t1\na,a/t1.nii.gz\n", "wanted columns subject, found no column subject"),
         ("subject,t1\na,a/t1.nii.gz,b\n", "line 2: wanted 2 cells, found 3"),
