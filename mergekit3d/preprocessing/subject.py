@@ -128,7 +128,7 @@ def read_note(folder: Path, identity: str) -> dict[str, Any] | None:
 
 
 def input_digests(job: Job) -> dict[str, str]:
-    """sha256 of every input file of a subject, by modality or label.
+    """sha256 of every input file of a subject, by modality or label; behind it, which volume of a 4D file it is.
 
     Raises:
         InputError: one cannot be read.
@@ -139,7 +139,8 @@ def input_digests(job: Job) -> dict[str, str]:
         called = f"subject {job.number}, {'label map' if name == LABEL else name}"
         try:
             regular = path.is_file()
-            digests[name] = known[path] = known.get(path) or (file_digest(path) if regular else "")
+            known[path] = known.get(path) or (file_digest(path) if regular else "")
+            digests[name] = known[path] + (f"[{job.channels[name].index}]" if name in job.channels else "")
         except OSError as error:
             reason = (error.strerror or type(error).__name__).lower()
             raise InputError("cannot read the volume", where=called, found=reason) from error

@@ -130,6 +130,7 @@ def preprocess(
     with output_lock(out):
         ledger = open_ledger(out, _identity(settings, dataset.layout, scale, model), force=force)
         standing = ledger.standing(targets)
+        _refuse_descriptions(dataset, out, force=force)
         ledger.begin()
         run = Run(ledger, targets, [replace(job, standing=standing[job.number]) for job in jobs], workers, reporter)
         final = run.through(settings, scale, None if model is None else model.number)
@@ -140,6 +141,21 @@ def preprocess(
         reporter.warn(f"{len(run.records)} of {len(targets)} subjects are done; correct the others or leave them out, and {RESUME}")
         raise next(iter(run.failed.values())) if len(run.failed) == 1 else Problems(list(run.failed.values()))
     return PreprocessResult(out, dataset.layout, len(run.records), run.done_before, out / RECORD)
+
+
+def _refuse_descriptions(dataset: Dataset, out: Path, *, force: bool) -> None:
+    """Refuse to go on beside a description that says other things of the files, such as the order of their modalities.
+
+    Raises:
+        UsageError: the output has another one.
+    """
+    for source in () if force else dataset.descriptions:
+        if LAYOUTS.get(dataset.layout).write is not None:
+            continue
+        there = out / source.name
+        if there.is_file() and there.read_bytes() != source.read_bytes():
+            todo = "remove it, pass --force, or write to another folder"
+            raise UsageError(f"the {source.name} of the output differs from that of the data", where=there, todo=todo)
 
 
 def _write_descriptions(dataset: Dataset, subjects: Sequence[Subject], out: Path, *, force: bool) -> None:

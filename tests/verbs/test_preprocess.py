@@ -95,6 +95,12 @@ def test_4d_files_stay_4d(source, tmp_path):
         for modality in ("t1", "t2", "flair"):
             whole = read_image(old.images[modality], channel=old.channels[modality]).data
             assert np.array_equal(whole[inside], read_image(new.images[modality], channel=new.channels[modality]).data)
+    assert 2 == preprocess(raw, tmp_path / "out", intensity="none", resume=True, **QUICK).done_before
+    (raw / "dataset.json").write_text(json.dumps({"modality": {"0": "FLAIR", "1": "T2w", "2": "T1w"}}))
+    with pytest.raises(UsageError, match=r"the dataset.json of the output differs from that of the data: .*; remove it, pass --force,"):
+        preprocess(raw, tmp_path / "out", intensity="none", resume=True, **QUICK)
+    (tmp_path / "out/dataset.json").unlink()
+    assert 0 == preprocess(raw, tmp_path / "out", intensity="none", resume=True, **QUICK).done_before
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.json"])
