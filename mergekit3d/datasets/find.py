@@ -159,7 +159,7 @@ def _no_labels(dataset: Dataset, unlabelled: Sequence[Subject]) -> InputError:
 def _no_data(root: Path, layout: str) -> InputError:
     """The error of a path that no layout can be at."""
     if not root.exists():
-        return InputError("no such folder", where=root)
+        return InputError("no such list" if is_list(root) else "no such folder", where=root)
     if layout != AUTO:
         return InputError(
             f"not in the layout {layout}", where=root, wanted=LAYOUTS.get(layout).files, found="a folder" if root.is_dir() else "a file"

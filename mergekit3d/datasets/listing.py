@@ -22,8 +22,8 @@ PARTS = {
     **dict.fromkeys(("unlabelled", "unlabeled"), "unlabelled"),
 }
 """What lists and folders call the parts of a data set -> what it is called here."""
-SHOWN = 8
-"""Missing files that are told one by one."""
+SHOWN, MOST_PROBLEMS = 8, 20
+"""Missing files, and problems of all kinds, that are told one by one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ def subjects_of(path: Path, entries: Sequence[Entry], problems: ProblemCollector
                 found, todo = f"the same in {seen[key]}", "remove one of them"
                 problems.add(InputError("a subject stands twice in the list", where=f"{path}, {entry.where}", found=found, todo=todo))
                 break
+    if len(problems.problems) > MOST_PROBLEMS:
+        others = len(problems.problems) - MOST_PROBLEMS
+        problems.problems[MOST_PROBLEMS:] = [InputError("further problems in the list", where=path, found=f"{others} others")]
     problems.raise_if_any()
     return [
         Subject(

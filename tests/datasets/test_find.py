@@ -130,6 +130,8 @@ def test_part_that_is_not_there(table):
         find_dataset(f"{table}:validation")
     with pytest.raises(InputError, match=r"no such folder: .*list.csv:other"):
         find_dataset(f"{table}:other")
+    with pytest.raises(InputError, match=r"no such list: .*gone.csv$"):
+        find_dataset(table.with_name("gone.csv:test"))
 
 
 def test_list_whose_name_ends_like_a_part(table):

@@ -67,6 +67,14 @@ def test_list_in_another_place_is_one_line(files):
         find_dataset(listed(files, "subject,t1\na,a/t1.nii.gz\n" + rows))
 
 
+def test_many_problems_are_cut_short(files):
+    """So that the first ones stay on the screen."""
+    with pytest.raises(Problems) as caught:
+        find_dataset(listed(files, "subject,t1\n" + "a,\n" * 50))
+    *lines, last = str(caught.value).splitlines()
+    assert (20, f"further problems in the list: {files / 'list.csv'}: found 30 others") == (len(lines), last)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
