@@ -187,8 +187,9 @@ def _common(by_file: Mapping[str, Sequence[str]], what: str) -> tuple[list[str],
     for name, items in by_file.items():
         missing = [item for item in everything if item not in items]
         if missing:
-            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            notes.append(f"{name} lacks {what} {listed}: left out everywhere")
+            # Names of subjects may be patients'.
+            listed = f"{len(missing)} of {len(everything)} subjects" if what == "subject" else f"{what} {', '.join(missing)}"
+            notes.append(f"{name} lacks {listed}: left out everywhere")
     return common, notes
 
 

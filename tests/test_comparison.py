@@ -49,8 +49,8 @@ def test_subjects_that_a_file_lacks_are_left_out_and_told():
     """Pairs are over the common subjects."""
     result = compare_rows({"timm": rows(a=(0.5, 0.5), b=(0.6, 0.6)), "imm": rows(b=(0.5, 0.5), c=(0.1, 0.1))})
     assert result.subjects == ("b",)
-    assert "timm lacks subject c: left out everywhere" in result.notes
-    assert "imm lacks subject a: left out everywhere" in result.notes
+    assert "timm lacks 1 of 3 subjects: left out everywhere" in result.notes
+    assert "imm lacks 1 of 3 subjects: left out everywhere" in result.notes
 
 
 def test_undefined_values_are_left_out_of_every_file():

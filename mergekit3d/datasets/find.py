@@ -53,9 +53,9 @@ def find_dataset(root: Path | str, layout: str = AUTO) -> Dataset:
             "the data folder fits two layouts", where=root, found=counts, todo="name the layout (layout: in the recipe, or --layout)"
         )
     chosen, subjects = found[0]
-    twice = sorted(name for name, count in Counter(subject.name for subject in subjects).items() if count > 1)
+    twice = sum(count > 1 for count in Counter(subject.name for subject in subjects).values())
     if twice:
-        raise InputError("two subjects share a name", where=root, found=", ".join(twice), todo="rename one of each")
+        raise InputError("two subjects share a name", where=root, found=f"{twice} names more than once", todo="rename one of each")
     return _dataset(root, chosen, subjects if part is None else _in_part(root, subjects, part))
 
 
@@ -82,7 +82,8 @@ def _dataset(root: Path, layout: Layout, subjects: Sequence[Subject]) -> Dataset
     places = [[folder / name for folder in (root, root.parent) if (folder / name).is_file()] for name in layout.descriptions]
     descriptions = tuple(found_at[0] for found_at in places if found_at)
     remarks = () if layout.remarks is None else tuple(layout.remarks(root, subjects))
-    ordered = tuple(sorted(subjects, key=lambda subject: subject.name))
+    by_name = sorted(subjects, key=lambda subject: subject.name)
+    ordered = tuple(replace(subject, number=number) for number, subject in enumerate(by_name, 1))
     if layout.suffixes:
         return Dataset(root.parent, layout.name, ordered, vocabulary, (root,), remarks)
     return Dataset(root, layout.name, ordered, vocabulary, descriptions, remarks)
@@ -129,7 +130,7 @@ def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool,
         problems.add(
             InputError(
                 "a subject lacks a modality",
-                where=f"subject {subject.name}",
+                where=subject.called,
                 wanted=", ".join(modalities),
                 found=", ".join(subject.images) or "none",
                 todo=f"add {', '.join(missing)}, or leave the subject out of the folder",
@@ -138,11 +139,14 @@ def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool,
     if need_labels and subject.label is None:
         elsewhere = "take a part of the list that has them, such as LIST:train"
         todo = "leave the subject out of the folder" if subject.part is None else elsewhere
-        problems.add(InputError("a subject has no label map", where=f"subject {subject.name}", todo=f"add it, or {todo}"))
-    files = [subject.images[modality] for modality in modalities if modality in subject.images]
-    for path in [*files, *([subject.label] if need_labels and subject.label is not None else [])]:
+        problems.add(InputError("a subject has no label map", where=subject.called, todo=f"add it, or {todo}"))
+    files = {modality: subject.images[modality] for modality in modalities if modality in subject.images}
+    if need_labels and subject.label is not None:
+        files["labels"] = subject.label
+    for name, path in files.items():
         if not path.is_file():
-            problems.add(InputError("not a regular file", where=path, found="a broken link, a folder, a pipe or a device"))
+            found = "a broken link, a folder, a pipe or a device"
+            problems.add(InputError("not a regular file", where=f"{subject.called}, {name}", found=found))
 
 
 def _no_labels(dataset: Dataset, unlabelled: Sequence[Subject]) -> InputError:
@@ -171,9 +175,11 @@ def _no_subjects(root: Path, candidates: Sequence[Layout]) -> InputError:
     todo = "pass the folder that holds the subjects' folders"
     if not root.is_dir():
         return InputError("no subjects in the list", where=root, wanted=" or ".join(candidate.files for candidate in candidates))
-    entries = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
-    lists = [name for name in entries if name.lower().endswith(list_suffixes())]
-    seen = ", ".join(entries[:SHOWN_NAMES]) + (f" and {len(entries) - SHOWN_NAMES} more" if len(entries) > SHOWN_NAMES else "")
+    entries = sorted(root.iterdir())
+    lists = [path.name for path in entries if path.name.lower().endswith(list_suffixes())]
+    # Kinds alone: names of folders and files may be patients'.
+    kinds = Counter("folders" if path.is_dir() else f"{''.join(path.suffixes[-2:])} files".strip() for path in entries)
+    seen = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(SHOWN_NAMES))
     return InputError(
         "no subjects in the data folder",
         where=root,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,12 +103,12 @@ def prepare(
         RecipeError: an output asks for a label that the vocabulary lacks.
     """
     volumes = read_subject(subject, task.modalities, lambda modality: f"subject {number}, {modality}")
-    labels = subject_labels(subject, task.outputs, vocabulary, called=f"subject {number}, labels") if with_target else None
-    reference = next(iter(volumes.values())) if labels is None else _of_labels(labels, volumes, subject)
+    labels = subject_labels(subject, task.outputs, vocabulary, called=f"subject {number}") if with_target else None
+    reference = next(iter(volumes.values())) if labels is None else _of_labels(labels, volumes, number)
     images = np.stack([_on_reference(volume, reference, modality, number, reporter) for modality, volume in volumes.items()])
     mask = foreground_mask(images)
     if not mask.any():
-        raise InputError("the images are empty", where=f"subject {subject.name}", wanted="foreground", found="one value everywhere")
+        raise InputError("the images are empty", where=f"subject {number}", wanted="foreground", found="one value everywhere")
     box = bounding_box(mask, MARGIN)
     images, mask = images[:, *box.slices], mask[box.slices]
     affine = cropped_affine(reference.affine, box)
@@ -121,7 +120,7 @@ def prepare(
         cropped = None if cropped is None else within_view(cropped, affine, shape, target_affine, order=0)
         affine = target_affine
     for image, modality in zip(images, task.modalities, strict=True):
-        image[...] = _normalised(image, mask, task.normalisation, modality, subject.images[modality])
+        image[...] = _normalised(image, mask, task.normalisation, modality, f"subject {number}, {modality}")
     target = None if cropped is None else encode(cropped, task)
     return Prepared(number, np.ascontiguousarray(images), target, affine, box, reference.native)
 
@@ -133,7 +132,7 @@ def subject_labels(subject: Subject, outputs: Mapping[str, Sequence[int]], vocab
         subject: with a label map.
         outputs: region or class name -> ids, which may call for the wider vocabulary.
         vocabulary: ids that may occur.
-        called: what an error calls a label map that is not finite; left out: its path.
+        called: what an error calls the subject; left out: by its number.
 
     Raises:
         InputError: no label map, an unreadable one, or unknown ids in it.
@@ -141,9 +140,9 @@ def subject_labels(subject: Subject, outputs: Mapping[str, Sequence[int]], vocab
     """
     allowed = vocabulary.for_outputs(outputs)
     if subject.label is None:
-        raise InputError("a subject has no label map", where=f"subject {subject.name}")
-    volume = read_labels(subject.label, called=called)
-    allowed.check(volume.data, subject.name)
+        raise InputError("a subject has no label map", where=called or subject.called)
+    volume = read_labels(subject.label, called=f"{called or subject.called}, labels")
+    allowed.check(volume.data, called or subject.called)
     return Volume(allowed.merge(volume.data), volume.affine, volume.native)
 
 
@@ -188,7 +187,7 @@ def pasted(values: Array, prepared: Prepared) -> Array:
     return result
 
 
-def _of_labels(labels: Volume, volumes: Mapping[str, Volume], subject: Subject) -> Volume:
+def _of_labels(labels: Volume, volumes: Mapping[str, Volume], number: int) -> Volume:
     """The volume that shares the label map's grid."""
     for volume in volumes.values():
         if same_grid(volume.data.shape, volume.affine, labels.data.shape, labels.affine):
@@ -196,7 +195,7 @@ def _of_labels(labels: Volume, volumes: Mapping[str, Volume], subject: Subject) 
     first = next(iter(volumes.values()))
     raise InputError(
         "label map and images lie on different grids",
-        where=f"subject {subject.name}",
+        where=f"subject {number}",
         wanted=_described(first),
         found=_described(labels),
         todo="resample the label map onto an image's grid",
@@ -233,10 +232,10 @@ def cropped_affine(affine: Array, box: Box) -> Array:
     return cropped
 
 
-def _normalised(image: Array, mask: Array, normalisation: str, modality: str, path: Path) -> Array:
+def _normalised(image: Array, mask: Array, normalisation: str, modality: str, called: str) -> Array:
     """Statistics come from the foreground voxels where this modality has a value: it may cover less than the others."""
     inside = mask & (image != 0)
     values = image[inside]
     if values.size == 0 or values.min() == values.max():
-        raise InputError("an image is constant over the foreground", where=path, wanted=f"{modality} intensities", found="one value")
+        raise InputError("an image is constant over the foreground", where=called, wanted=f"{modality} intensities", found="one value")
     return NORMALISATIONS[normalisation](image, inside)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -166,18 +166,27 @@ def _check_names(names: Sequence[str], listed: Mapping[str, Sequence[str]]) -> N
     owner: dict[str, str] = {}
     known = set(names)
     for part, chosen in listed.items():
-        for name in chosen:
+        for number, name in enumerate(chosen, 1):
             if name not in known:
-                problems.add(InputError("unknown subject in the split", where=f"{part}: {name}", todo=_hint(name, names)))
+                todo = f"the data set has {len(names)} others"
+                problems.add(InputError("unknown subject in the split", where=f"{part}, name {number}", todo=todo))
             elif name in owner:
-                problems.add(InputError("a subject stands twice in the split", where=name, found=f"in {owner[name]} and in {part}"))
+                found = f"in {owner[name]} too"
+                problems.add(InputError("a subject stands twice in the split", where=f"{part}, name {number}", found=found))
             owner.setdefault(name, part)
     problems.raise_if_any()
 
 
-def _hint(name: str, names: Sequence[str]) -> str:
-    hint = did_you_mean(name, names)
-    return hint if hint.startswith("did you mean") else f"the data set has {len(names)} others"
+def refuse_unknown(wanted: Sequence[str], known: Collection[str]) -> None:
+    """Refuse names of subjects that a data set does not have, told by their places: names may be patients'.
+
+    Raises:
+        InputError: some are unknown.
+    """
+    places = [str(place) for place, name in enumerate(wanted, 1) if name not in known]
+    if places:
+        listed = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+        raise InputError("unknown subjects", found=f"name {listed} of {len(wanted)}", todo=f"the data set has {len(known)} others")
 
 
 def _read_text(path: Path) -> str:

@@ -24,6 +24,7 @@ class Subject:
         channels: of the modalities that share a 4D file, which of its volumes they are.
         part: train, validation, test or unlabelled, where the data set itself tells.
         fold: of a cross-validation, where the data set itself tells.
+        number: its place in the data set, from 1.
     """
 
     name: str
@@ -32,6 +33,12 @@ class Subject:
     channels: Mapping[str, Channel] = field(default_factory=dict)
     part: str | None = None
     fold: int | None = None
+    number: int = 0
+
+    @property
+    def called(self) -> str:
+        """What messages call it, since its name and the paths of its files may be a patient's."""
+        return f"subject {self.number}"
 
     def of(self, modalities: Sequence[str]) -> Subject:
         """The same subject with these modalities alone, in this order; it has all of them."""

@@ -75,12 +75,12 @@ class Vocabulary:
             return self
         return Vocabulary(self.name, frozenset({0}.union(*map(set, outputs.values()))), untold=True)
 
-    def check(self, labels: np.ndarray[Any, Any], subject: str) -> None:
+    def check(self, labels: np.ndarray[Any, Any], called: str) -> None:
         """Refuse ids that cannot occur.
 
         Args:
             labels: non-negative integers, any shape.
-            subject: name, for the error text.
+            called: what an error calls the subject.
 
         Raises:
             InputError: some voxel holds another id.
@@ -90,7 +90,7 @@ class Vocabulary:
         if foreign:
             raise InputError(
                 "a label map holds unknown labels",
-                where=f"subject {subject}",
+                where=called,
                 wanted=f"ids of the {self.name} labels ({self.described()})",
                 found=f"{_listed(foreign)} in {int(counts[foreign].sum())} voxels",
                 todo=OTHER_YEAR if self.untold else "correct the label map, or name another layout",

@@ -129,7 +129,7 @@ def _with_labels(cohort: Cohort, parts: Sequence[str]) -> Cohort:
         for subject in cohort.subjects(part):
             if subject.label is None:
                 todo = f"add it, or leave the subject out of target.split.{part}"
-                problems.add(InputError("a subject has no label map", where=f"subject {subject.name}", todo=todo))
+                problems.add(InputError("a subject has no label map", where=subject.called, todo=todo))
     problems.raise_if_any()
     return cohort
 

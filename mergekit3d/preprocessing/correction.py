@@ -139,31 +139,16 @@ def _respaced(corrected: Corrected, spacing_mm: tuple[float, float, float]) -> C
 
 def _images(images: Mapping[str, Path], channels: Mapping[str, Channel], number: int) -> dict[str, Volume]:
     """The images by modality, each file read once."""
-    try:
-        return read_modalities(images, channels, lambda modality: f"subject {number}, {modality}")
-    except InputError as error:
-        raise _by_number(error, {str(path): f"subject {number}, {modality}" for modality, path in images.items()}) from error
+    return read_modalities(images, channels, lambda modality: f"subject {number}, {modality}")
 
 
 def _labels(path: Path, vocabulary: Vocabulary, number: int) -> Volume:
     """The label map with its ids as they are, each checked against the widest vocabulary of the layout."""
     while vocabulary.wider is not None:
         vocabulary = vocabulary.wider
-    called = f"subject {number}, label map"
-    try:
-        volume = read_labels(path, called=called)
-    except InputError as error:
-        raise _by_number(error, {str(path): called}) from error
-    vocabulary.check(volume.data, str(number))
+    volume = read_labels(path, called=f"subject {number}, label map")
+    vocabulary.check(volume.data, f"subject {number}")
     return volume
-
-
-def _by_number(error: InputError, names: Mapping[str, str]) -> InputError:
-    """The error with its file called by its subject's number, since its path may hold a patient's name."""
-    found = error.found
-    for path in names:
-        found = None if found is None else found.replace(path, "the file")
-    return InputError(error.failed, where=names.get(str(error.where), error.where), wanted=error.wanted, found=found, todo=error.todo)
 
 
 def _same_grid(volume: Volume, reference: Volume) -> bool:

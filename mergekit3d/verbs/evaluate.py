@@ -12,7 +12,8 @@ from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.datasets import Dataset, Subject, find_dataset, select
 from mergekit3d.datasets.find import part_of
 from mergekit3d.datasets.labels import output_set
-from mergekit3d.errors import InputError, ProblemCollector, UsageError
+from mergekit3d.datasets.split import refuse_unknown
+from mergekit3d.errors import InputError, UsageError
 from mergekit3d.metrics import CONVENTIONS, TOLERANCE_MM, SubjectMeasures, mean_over_regions, means_by_region, measure_subject
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.progress import SILENT, Reporter
@@ -179,19 +180,19 @@ def _compare_folders(
     predictions, truths = _label_files(pred), _truth_files(truth, layout)
     if names is not None:
         predictions = {name: predictions[name] for name in names if name in predictions}
-    problems = ProblemCollector()
-    for name in predictions:
-        if name not in truths:
-            problems.add(InputError("no true labels for a prediction", where=f"subject {name}", todo=f"add them to {truth}"))
+    alone = [number for number, name in enumerate(predictions, 1) if name not in truths]
+    if alone:
+        found = f"{len(alone)} of {len(predictions)} have none, the first of them number {alone[0]} by name"
+        raise InputError("no true labels for a prediction", where=pred, found=found, todo=f"add them to {truth}")
     if not predictions:
-        problems.add(InputError("no predictions", where=pred, wanted="<subject>.nii.gz"))
-    problems.raise_if_any()
-    for name, path in predictions.items():
-        predicted, reference = read_labels(path), read_labels(truths[name])
+        raise InputError("no predictions", where=pred, wanted="<subject>.nii.gz")
+    for number, (name, path) in enumerate(predictions.items(), 1):
+        called = f"prediction {number} by name"
+        predicted, reference = read_labels(path, called=called), read_labels(truths[name], called=f"the truth of {called}")
         if not same_grid(predicted.data.shape, predicted.affine, reference.data.shape, reference.affine):
             raise InputError(
                 "prediction and truth lie on different grids",
-                where=f"subject {name}",
+                where=called,
                 wanted=reference.data.shape,
                 found=predicted.data.shape,
             )
@@ -230,9 +231,7 @@ def _chosen(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Su
     if names is None:
         return list(subjects)
     known = {subject.name: subject for subject in subjects}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise InputError("unknown subjects", found=", ".join(unknown[:4]), todo=f"the data set has {len(known)} others")
+    refuse_unknown(names, known)
     return [known[name] for name in dict.fromkeys(names)]
 
 

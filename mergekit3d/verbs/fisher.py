@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.architectures import NetworkSpec, architecture, build_network
 from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint
 from mergekit3d.checkpoints.metadata import tool
-from mergekit3d.errors import InputError, RecipeError, UsageError
+from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.fisher_file import FLOAT32, SQRT_FP16, FisherResult, read_result, write_fisher
 from mergekit3d.fisher_source import Regions, architecture_of, check_network, network_of_source, task_of_source
 from mergekit3d.options import DEFAULT_OPTIONS, Options
@@ -267,13 +267,11 @@ def _store(
 ) -> SubjectStore:
     from mergekit3d.datasets import select
     from mergekit3d.datasets.cache import SubjectStore
-    from mergekit3d.datasets.split import shuffled
+    from mergekit3d.datasets.split import refuse_unknown, shuffled
 
     with_target = settings.estimator == "true" or settings.patch_size is not None
     subjects = select(dataset, task.modalities, need_labels=with_target)
-    unknown = sorted(set(names or ()) - {subject.name for subject in subjects})
-    if unknown:
-        raise InputError("unknown subjects", found=", ".join(unknown[:4]), todo=f"the data set has {len(subjects)} others")
+    refuse_unknown(names or (), [subject.name for subject in subjects])
     wanted = [subject.name for subject in subjects] if names is None else list(names)
     if settings.max_subjects is not None:
         wanted = shuffled(wanted, options.seed or 0)[: settings.max_subjects]

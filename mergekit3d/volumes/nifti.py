@@ -12,6 +12,7 @@ import os
 import stat
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -91,7 +92,7 @@ def read_image(path: Path | str, *, channel: Channel = ONLY, called: str | None 
     Args:
         path: the file.
         channel: which of its volumes, where it is a 4D file.
-        called: what the error calls the image where it is not finite, as a path may hold a patient's name; left out: the path.
+        called: what errors call the image, as a path may hold a patient's name; left out: the path.
 
     Returns:
         The volume, its data float32.
@@ -119,12 +120,25 @@ def read_channels(path: Path | str, indices: Sequence[int], count: int, *, calle
     """
     names = dict(zip(indices, called or [str(path)] * len(indices), strict=True))
     found = {}
-    for index, stored, grid in _read(path, indices, count):
-        with np.errstate(over="ignore", invalid="ignore"):
-            data = stored.astype(np.float32)
-        _refuse_not_finite(data, names[index])
-        found[index] = Volume(*to_canonical(data, grid.affine), native=grid)
+    with _told_as(path, None if called is None else called[0]):
+        for index, stored, grid in _read(path, indices, count):
+            with np.errstate(over="ignore", invalid="ignore"):
+                data = stored.astype(np.float32)
+            _refuse_not_finite(data, names[index])
+            found[index] = Volume(*to_canonical(data, grid.affine), native=grid)
     return [found[index] for index in indices]
+
+
+@contextmanager
+def _told_as(path: Path | str, called: str | None) -> Iterator[None]:
+    """Let errors about a file call it otherwise than by its path."""
+    try:
+        yield
+    except InputError as error:
+        if called is None or error.where != str(path):
+            raise
+        found = None if error.found is None else error.found.replace(str(path), "the file")
+        raise InputError(error.failed, where=called, wanted=error.wanted, found=found, todo=error.todo) from error
 
 
 def read_labels(path: Path | str, *, called: str | None = None) -> Volume:
@@ -140,6 +154,11 @@ def read_labels(path: Path | str, *, called: str | None = None) -> Volume:
     Raises:
         InputError: as `read_image`; a label is not integral, negative or too large.
     """
+    with _told_as(path, called):
+        return _labels(path, called)
+
+
+def _labels(path: Path | str, called: str | None) -> Volume:
     ((_, stored, grid),) = _read(path, [0], 1)
     if stored.dtype.kind == "f":
         _refuse_not_finite(stored, path if called is None else called)

@@ -8,7 +8,7 @@ from mergekit3d.errors import InputError, Problems, UsageError
 
 
 def test_unknown_folder_says_what_was_seen(tmp_path, touch):
-    """A folder of no layout is an error that shows the layouts, what stands there, and what to pass."""
+    """A folder of no layout is an error that shows the layouts, the kinds of what stands there, and what to pass."""
     touch(tmp_path, "images/BRATS_001.nii.gz", "data.json")
 
     with pytest.raises(InputError) as caught:
@@ -19,7 +19,7 @@ def test_unknown_folder_says_what_was_seen(tmp_path, touch):
     assert {"bids", "brats2018", "brats2023", "decathlon", "hcp", "nnunet", "plain"} == set(asked)
     assert (
         f"no subjects in the data folder: {tmp_path}: wanted {wanted}, "
-        "found data.json, images/; pass the folder that holds the subjects' folders, or the list of them (data.json)"
+        "found .json files: 1, folders: 1; pass the folder that holds the subjects' folders, or the list of them (data.json)"
     ) == str(caught.value)
 
 
@@ -72,9 +72,9 @@ def test_select_reports_every_problem(tmp_path, touch):
 
     assert 65 == caught.value.exit_code
     assert [
-        f"not a regular file: {tmp_path}/a/seg.nii.gz: found a broken link, a folder, a pipe or a device",
-        "a subject lacks a modality: subject b: wanted t1, t2, found t1; add t2, or leave the subject out of the folder",
-        f"not a regular file: {tmp_path}/c/t2.nii: found a broken link, a folder, a pipe or a device",
+        "not a regular file: subject 1, labels: found a broken link, a folder, a pipe or a device",
+        "a subject lacks a modality: subject 2: wanted t1, t2, found t1; add t2, or leave the subject out of the folder",
+        "not a regular file: subject 3, t2: found a broken link, a folder, a pipe or a device",
     ] == str(caught.value).splitlines()
 
 
@@ -83,7 +83,7 @@ def test_select_without_labels(tmp_path, touch):
     dataset = find_dataset(touch(tmp_path, "a/t1.nii"))
 
     assert 1 == len(select(dataset, ["t1"], need_labels=False))
-    with pytest.raises(InputError, match=r"^a subject has no label map: subject a; add it"):
+    with pytest.raises(InputError, match=r"^a subject has no label map: subject 1; add it"):
         select(dataset, ["t1"], need_labels=True)
 
 
@@ -160,5 +160,5 @@ def test_folders_of_parts(tmp_path, touch):
 
 def test_subject_of_two_parts(tmp_path, touch):
     """It must not train and test."""
-    with pytest.raises(InputError, match="two subjects share a name: .*: found a; rename one of each"):
+    with pytest.raises(InputError, match="two subjects share a name: .*: found 1 names more than once; rename one of each"):
         find_dataset(touch(tmp_path, "train/a/t1.nii", "test/a/t1.nii"))

@@ -81,16 +81,16 @@ def test_files_of_names(tmp_path):
 
 
 def test_unknown_and_shared_names(tmp_path):
-    """All unknown names and all overlaps are told at once, with the nearest name."""
+    """All unknown names and all overlaps are told at once, by their places: names may be patients'."""
     (tmp_path / "train.txt").write_text("s00\nS07\ns01\n")
 
     with pytest.raises(Problems) as caught:
         split_subjects(NAMES, train=tmp_path / "train.txt", validation=["s00"], test=["patient"])
 
     assert [
-        "unknown subject in the split: train: S07; did you mean 's07'?",
-        "a subject stands twice in the split: s00: found in train and in validation",
-        "unknown subject in the split: test: patient; the data set has 20 others",
+        "unknown subject in the split: train, name 2; the data set has 20 others",
+        "a subject stands twice in the split: validation, name 1: found in train too",
+        "unknown subject in the split: test, name 1; the data set has 20 others",
     ] == str(caught.value).splitlines()
 
 

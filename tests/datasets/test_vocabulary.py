@@ -9,7 +9,7 @@ from mergekit3d.errors import InputError, RecipeError
 def test_unknown_ids_are_named_with_subject_and_count():
     """An id outside of a closed vocabulary is an error, never background."""
     with pytest.raises(InputError) as caught:
-        BRATS.check(np.array([[0, 1, 3], [3, 4, 7]]), "Brats18_1")
+        BRATS.check(np.array([[0, 1, 3], [3, 4, 7]]), "subject Brats18_1")
 
     assert (
         "a label map holds unknown labels: subject Brats18_1: wanted ids of the BraTS labels (0, 1, 2, 4), found 3, 7 in 3 voxels; "
@@ -20,14 +20,14 @@ def test_unknown_ids_are_named_with_subject_and_count():
 def test_many_unknown_ids_are_cut_short():
     """Of many unknown ids the first few are shown."""
     with pytest.raises(InputError, match="found 5, 6, 7, 8, 9 and 11 more in 16 voxels"):
-        SMALL.check(np.arange(21), "a")
+        SMALL.check(np.arange(21), "subject a")
 
 
 def test_freesurfer_ids_end_at_14175():
     """FreeSurfer's table is open below its largest id and closed above."""
-    FREESURFER.check(np.array([0, 530, 2035, 14175]), "a")
+    FREESURFER.check(np.array([0, 530, 2035, 14175]), "subject a")
     with pytest.raises(InputError, match="0 to 14175"):
-        FREESURFER.check(np.array([14176]), "a")
+        FREESURFER.check(np.array([14176]), "subject a")
 
 
 def test_plain_folders_hold_small_ids_or_freesurfers():
@@ -68,7 +68,7 @@ def test_year_of_brats_is_asked_for_where_nothing_tells_it(regions):
     with pytest.raises(
         InputError, match=f"found {other} in 1 voxels; correct the label map, or the regions: enhancing tumour is 4 until 2022"
     ):
-        allowed.check(np.array([0, 1, other]), "a")
+        allowed.check(np.array([0, 1, other]), "subject a")
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_fold_of_a_list(listed):
 def test_split_of_a_recipe_beats_that_of_a_list(listed):
     """All of its subjects are dealt out then, and all need labels."""
     assert 3 == len(of_list(listed, ", split: {train: 2, test: 1}", ":train")[0].dataset.subjects)
-    with pytest.raises(InputError, match="a subject has no label map: subject s5; add it, or take a part of the list that has them, such"):
+    with pytest.raises(InputError, match="a subject has no label map: subject 6; add it, or take a part of the list that has them, such"):
         of_list(listed, ", split: {train: 2, test: 1}")
 
 
@@ -175,11 +175,11 @@ def test_too_few_subjects(data):
 
 
 def test_subject_without_a_modality_or_labels(data):
-    """The subject's name, or the modality that none has."""
+    """The subject's number, or the modality that none has."""
     with pytest.raises(InputError, match="no subject has the modality: flair"):
         cohort(data, "modalities: [flair], regions: hcp-1-7")
     (data / "hcp" / "104" / "T1w" / "aparc+aseg.nii.gz").unlink()
-    with pytest.raises(InputError, match="a subject has no label map: subject 104"):
+    with pytest.raises(InputError, match="a subject has no label map: subject 5"):
         cohort(data, "modalities: [t1], regions: hcp-1-7")
 
 

@@ -43,5 +43,5 @@ def test_one_name_in_both_grades(tmp_path, touch):
     """Outputs are named after subjects, so a name in HGG and in LGG is an error."""
     touch(tmp_path, *files("LGG/Brats18_1"), *files("HGG/Brats18_1"))
 
-    with pytest.raises(InputError, match=r"two subjects share a name: .*: found Brats18_1; rename one of each"):
+    with pytest.raises(InputError, match=r"two subjects share a name: .*: found 1 names more than once; rename one of each"):
         find_dataset(tmp_path)

@@ -58,7 +58,7 @@ def test_ids_are_those_of_the_description(tmp_path, touch, labels, ids):
     assert ids == vocabulary.ids
     assert [0, 1, 2, 0 if 4 in ids else 4] == vocabulary.merge(np.array([0, 1, 2, 4])).tolist()
     with pytest.raises(InputError, match="a label map holds unknown labels: subject a: .*found 9 in 1 voxels"):
-        vocabulary.check(np.array([1, 9]), "a")
+        vocabulary.check(np.array([1, 9]), "subject a")
 
 
 def test_decathlon_is_no_data_set_of_nnunet(tmp_path, touch):
