@@ -20,6 +20,7 @@ def inspect(
     overrides: Overrides = None,
     layout: Layout = "auto",
     values: Annotated[bool, typer.Option("--values", help="Read tensors or all label maps too: seal, ranges, NaN, cosines.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="Of data: whom every number stands for; may be patients' names.")] = False,
 ) -> Result:
     """Show what checkpoints or data hold, and what can be fused.
 
@@ -33,13 +34,17 @@ def inspect(
 
       mergekit3d inspect brats/
 
+      mergekit3d inspect brats/ --names
+
       mergekit3d inspect folds.json
 
       mergekit3d inspect --recipe timm.yaml
     """
     if recipe is None:
         needed(checkpoints, "inspect", "checkpoints or a recipe", example="inspect m1.pt m2.pt")
-    return mergekit3d.inspect(checkpoints or [], recipe=recipe, overrides=overrides_of(overrides), layout=layout, values=values)
+    return mergekit3d.inspect(
+        checkpoints or [], recipe=recipe, overrides=overrides_of(overrides), layout=layout, values=values, names=names
+    )
 
 
 def verify(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None) -> Result:

@@ -64,6 +64,7 @@ def inspect(
     overrides: Sequence[str] = (),
     layout: str = "auto",
     values: bool = False,
+    names: bool = False,
 ) -> InspectResult:
     """Show checkpoints, a data folder, or the plan of a recipe.
 
@@ -74,6 +75,7 @@ def inspect(
         layout: of a data folder.
         values: of a data folder, read every label map; of checkpoints, read the tensors too: seal, ranges, NaN and Inf; between
             several checkpoints the cosine of all weights, not of samples.
+        names: of a data folder, tell the name of every subject beside its number.
 
     Raises:
         MergeKit3DError: a file or the recipe cannot be read; all problems at once.
@@ -89,7 +91,7 @@ def inspect(
     if len(paths) == 1 and _is_data(Path(paths[0])):
         from mergekit3d.verbs.inspect_data import inspect_data
 
-        return inspect_data(Path(paths[0]), layout, values=values)
+        return inspect_data(Path(paths[0]), layout, values=values, names=names)
     problems, opened = ProblemCollector(), []
     for path in paths:
         checkpoint = problems.attempt(lambda path=path: open_checkpoint(path, verify=values))  # type: ignore[misc]

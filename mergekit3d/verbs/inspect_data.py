@@ -47,30 +47,38 @@ class _Seen:
     remarks: list[str]
 
 
-def inspect_data(root: Path, layout: str, *, values: bool) -> InspectResult:
+def inspect_data(root: Path, layout: str, *, values: bool, names: bool = False) -> InspectResult:
     """Show a data folder, or a list of subjects.
 
     Args:
         root: the folder or list.
         layout: its layout, or auto.
         values: read every label map; else the first `LABEL_MAPS`.
+        names: tell the name of every subject beside its number, which messages call it by.
 
     Raises:
         InputError: no subjects are found.
     """
     dataset = find_dataset(root, layout)
     modalities = sorted({modality for subject in dataset.subjects for modality in subject.images})
-    labelled = [number for number, subject in enumerate(dataset.subjects, 1) if subject.label is not None]
+    labelled = [subject.number for subject in dataset.subjects if subject.label is not None]
     read = set(labelled if values else labelled[:LABEL_MAPS])
     with ThreadPoolExecutor(THREADS) as pool:  # unpacking lets go of the interpreter's lock
-        jobs = [(number, subject, modalities, dataset, number in read) for number, subject in enumerate(dataset.subjects, 1)]
+        jobs = [(subject.number, subject, modalities, dataset, subject.number in read) for subject in dataset.subjects]
         seen = list(pool.map(lambda job: _look(*job), jobs))
     content = _content(dataset, modalities, labelled, seen) | {"further_folders": _further(dataset)}
-    return InspectResult(content, _blocks(root, content, len(labelled)))
+    blocks = _blocks(root, content, len(labelled))
+    if names:
+        content["names"] = [subject.name for subject in dataset.subjects]
+        rows = [(str(subject.number), subject.name) for subject in dataset.subjects]
+        blocks += ["", Table(("subject", "name"), rows, right=frozenset({"subject"}))]
+    return InspectResult(content, blocks)
 
 
 def _look(number: int, subject: Subject, modalities: Sequence[str], dataset: Dataset, with_labels: bool) -> _Seen:
     remarks = [f"no {modality}" for modality in modalities if modality not in subject.images]
+    others_have = any(other.label is not None for other in dataset.subjects)
+    remarks += ["no label map"] if subject.label is None and subject.part is None and others_have else []
     grids: dict[str, Grid] = {}
     labels: dict[int, int] | None = None
     for name, path in [*subject.images.items(), *([("labels", subject.label)] if subject.label is not None else [])]:

@@ -61,11 +61,21 @@ def test_what_is_missing_or_odd_is_told_by_number(brats):
     result = inspect([brats])
     odd = {row["subject"]: row["remarks"] for row in result.as_json()["odd"]}
 
-    assert ["no t2"] == odd[1]
+    assert ["no t2", "no label map"] == odd[1]
     assert ["flair on another grid than t1"] == odd[2]
     assert ["labels that BraTS does not have: 7"] == odd[3]
     assert odd[4][0].startswith("t1: ")
     assert not any(subject.name in text(result) for subject in (first, second, third, fourth))
+
+
+def test_names_are_told_where_they_are_asked_for(brats):
+    """What the numbers in messages stand for."""
+    names = [subject.name for subject in find_dataset(brats).subjects]
+    result = inspect([brats], names=True)
+
+    assert names == result.as_json()["names"]
+    assert all(name in text(result) for name in names)
+    assert "names" not in inspect([brats]).as_json()
 
 
 def test_label_maps_of_a_large_data_set_are_read_in_part(brats, monkeypatch):
