@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mergekit3d.architectures import NetworkSpec, channels_of, check_arguments, check_shapes, network_of
+from mergekit3d.architectures import NetworkSpec, check_shapes, network_of
 from mergekit3d.checkpoints import Checkpoint, TaskSpec
 from mergekit3d.errors import InputError, UsageError
+from mergekit3d.plan.architecture import resolve_network
 from mergekit3d.recipe.models import ArchitectureModel
 
 if TYPE_CHECKING:
@@ -16,22 +17,6 @@ if TYPE_CHECKING:
 Regions = str | Mapping[str, tuple[int, ...]] | None
 CHANNEL_MODALITIES = {1: ("t1",), 2: ("t1", "t2"), 4: ("t1", "t1ce", "t2", "flair")}
 """What a bare checkpoint of so many inputs was most likely trained on, if the data set has these modalities."""
-
-
-def architecture_of(given: str | Mapping[str, Any]) -> ArchitectureModel:
-    """An architecture by name, or by name and keyword arguments; its import path is trusted from here on.
-
-    Raises:
-        UsageError: it has no name.
-    """
-    from mergekit3d.architectures.imported import allow_import
-
-    content = {"name": given} if isinstance(given, str) else dict(given)
-    if not isinstance(content.get("name"), str):
-        raise UsageError("the architecture has no name", where="--architecture", wanted="a name, or {name: monai.UNet, channels: ...}")
-    model = ArchitectureModel.model_validate(content)
-    allow_import(model.name)
-    return model
 
 
 def network_of_source(checkpoint: Checkpoint, given: ArchitectureModel | None = None) -> NetworkSpec:
@@ -43,18 +28,11 @@ def network_of_source(checkpoint: Checkpoint, given: ArchitectureModel | None = 
         InputError: nothing tells the network, or the checkpoint is of another one than the one given.
         RecipeError: unknown keyword arguments.
     """
-    known = network_of(checkpoint)
-    if given is None:
-        if known is None:
-            todo = "pass --architecture, for example '{name: monai.UNet, spatial_dims: 3, channels: [16, 32, 64], strides: [2, 2]}'"
-            raise InputError("the network cannot be told from the tensors", where=checkpoint.path, todo=todo)
-        return known
-    if known is not None and known.name != given.name:
-        todo = "correct the architecture, or leave it out"
-        raise InputError("the checkpoint is of another network", where=checkpoint.path, wanted=given.name, found=known.name, todo=todo)
-    check_arguments(given.name, given.arguments)
-    inputs, outputs = channels_of(checkpoint.shapes) if known is None else (known.in_channels, known.out_channels)
-    return NetworkSpec(given.name, inputs, outputs, {**({} if known is None else known.arguments), **given.arguments})
+    network = resolve_network(given, network_of(checkpoint), checkpoint=checkpoint)
+    if network is None:
+        todo = "pass --architecture, for example '{name: monai.UNet, spatial_dims: 3, channels: [16, 32, 64], strides: [2, 2]}'"
+        raise InputError("the network cannot be told from the tensors", where=checkpoint.path, todo=todo)
+    return network
 
 
 def task_of_source(

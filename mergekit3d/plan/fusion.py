@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.architectures import NetworkSpec, architecture, channels_of, check_arguments, network_shapes, norms_and_last_layer
+from mergekit3d.architectures import NetworkSpec, architecture, network_shapes, norms_and_last_layer
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, open_checkpoint
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, MergeMethod, Parameters, parameters_of
 from mergekit3d.merging.partitions import Partitions, assign, check_patterns, unmatched
+from mergekit3d.plan.architecture import resolve_network
 from mergekit3d.plan.outcomes import ADAPTED, EXPANDED, FUSED, Outcomes, TensorPlan, modalities_of
 from mergekit3d.plan.ratios import Ratios, ratios_path, resolve_ratios
 from mergekit3d.plan.sources import Source, open_base, open_sources
 from mergekit3d.plan.target import task_of_target
 from mergekit3d.recipe.load import LoadedRecipe
-from mergekit3d.recipe.models import ArchitectureModel
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
         wanted = f"{method.sources} for {method.name}"
         raise RecipeError("another number of sources", where="sources", wanted=wanted, found=len(sources))
     reference = next((source for source in sources if task is None and source.name == recipe.merge.private), sources[-1])
-    network = _target_network(loaded, reference, task)
+    network = resolve_network(loaded.architecture, reference.network, checkpoint=reference.checkpoint, task=task)
     shapes = _target_shapes(sources[0], reference, network)
     partitions = partitions_of(loaded, network, shapes)
     for problem in check_patterns(partitions, shapes):
@@ -201,42 +201,6 @@ def partitions_of(loaded: LoadedRecipe, network: NetworkSpec | None, shapes: Map
         return Partitions(private=(), shared=given.shared)
     default = norms_and_last_layer(shapes) if network is None else architecture(network.name).partitions(shapes)
     return Partitions(private=default.private, shared=given.shared)
-
-
-def _target_network(loaded: LoadedRecipe, reference: Source, task: TaskSpec | None) -> NetworkSpec | None:
-    """The network of the output: the reference source's, with inputs and outputs of the target."""
-    known, given = reference.network, loaded.architecture
-    if given is not None and known is not None and known.name != given.name:
-        todo = "correct architecture in the recipe"
-        raise InputError(
-            "the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found=known.name, todo=todo
-        )
-    if given is not None:
-        check_arguments(given.name, given.arguments)
-        _check_told(reference, given)
-        inputs, outputs = (known.in_channels, known.out_channels) if known is not None else channels_of(reference.checkpoint.shapes)
-        arguments = {**({} if known is None else known.arguments), **given.arguments}
-        known = NetworkSpec(given.name, inputs, outputs, arguments)
-    if known is None or task is None:
-        return known
-    return NetworkSpec(known.name, len(task.modalities), task.channels, known.arguments)
-
-
-def _check_told(reference: Source, given: ArchitectureModel) -> None:
-    """Refuse an architecture whose arguments are not those that the tensors tell."""
-    described = architecture(given.name)
-    if not described.decisive:
-        return
-    told = described.infer(reference.checkpoint.shapes)
-    if told is None:
-        raise InputError("the checkpoint is of another network", where=reference.checkpoint.path, wanted=given.name, found="other tensors")
-    for key in described.decisive:
-        wanted, found = given.arguments.get(key, told.arguments[key]), told.arguments[key]
-        if wanted != found:
-            todo = "correct architecture in the recipe, or leave it out"
-            raise InputError(
-                "the checkpoint does not fit the network", where=reference.checkpoint.path, wanted=f"{key} {wanted}", found=found, todo=todo
-            )
 
 
 def _target_shapes(first: Source, reference: Source, network: NetworkSpec | None) -> dict[str, tuple[int, ...]]:

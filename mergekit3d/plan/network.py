@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_arguments, network_of, network_shapes
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes
 from mergekit3d.architectures.initialise import XAVIER, initial_tensor, initial_tensors
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
 from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.partitions import kinds
+from mergekit3d.plan.architecture import resolve_network
 from mergekit3d.plan.fusion import FusionPlan
 from mergekit3d.plan.outcomes import COPIED, EXPANDED, RANDOM
 from mergekit3d.recipe.load import LoadedRecipe
@@ -61,18 +62,8 @@ def network_for(loaded: LoadedRecipe, task: TaskSpec, known: NetworkSpec | None)
     Raises:
         RecipeError: unknown keyword arguments, or an architecture that the checkpoint is not of.
     """
-    given = loaded.architecture
-    if given is None:
-        name, arguments = (DEFAULT_ARCHITECTURE, {}) if known is None else (known.name, dict(known.arguments))
-    else:
-        name = given.name
-        arguments = {**(known.arguments if known is not None and known.name == name else {}), **given.arguments}
-        check_arguments(name, arguments)
-        if known is not None and known.name != name:
-            raise InputError(
-                "the checkpoint is of another network", wanted=name, found=known.name, todo="correct architecture in the recipe"
-            )
-    return NetworkSpec(name, len(task.modalities), task.channels, arguments)
+    default = NetworkSpec(DEFAULT_ARCHITECTURE, len(task.modalities), task.channels)
+    return resolve_network(loaded.architecture, known, task=task) or default
 
 
 def random_start(spec: NetworkSpec, seed: int, initialisation: str = XAVIER) -> Start:

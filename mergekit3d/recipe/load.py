@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from mergekit3d.errors import ProblemCollector, RecipeError
+from mergekit3d.errors import ProblemCollector, RecipeError, UsageError
 from mergekit3d.recipe.document import Document, KeyPath, parse_value, read_document
 from mergekit3d.recipe.models import ArchitectureModel, Recipe, SourceModel
 from mergekit3d.registry import did_you_mean
@@ -75,17 +75,29 @@ class LoadedRecipe:
     def architecture(self) -> ArchitectureModel | None:
         """The architecture with its arguments, where the recipe names one; its import path is trusted from here on."""
         given = self.recipe.architecture
-        model = ArchitectureModel(name=given) if isinstance(given, str) else given
-        if model is not None:
-            from mergekit3d.architectures.imported import allow_import
-
-            allow_import(model.name)
-        return model
+        return None if given is None else architecture_of(given)
 
     def changed(self, *, out: Path | None = None, **changes: Any) -> LoadedRecipe:
         """A copy with some top-level keys replaced, for the steps of a study."""
         recipe = self.recipe.model_copy(update=changes)
         return replace(self, recipe=recipe, out=self.out if out is None else out)
+
+
+def architecture_of(given: str | Mapping[str, Any] | ArchitectureModel) -> ArchitectureModel:
+    """An architecture by name, or by name and keyword arguments; its import path is trusted from here on: the user named it.
+
+    Raises:
+        UsageError: it has no name.
+    """
+    from mergekit3d.architectures.imported import allow_import
+
+    if not isinstance(given, ArchitectureModel):
+        content = {"name": given} if isinstance(given, str) else dict(given)
+        if not isinstance(content.get("name"), str):
+            raise UsageError("the architecture has no name", where="--architecture", wanted="a name, or {name: monai.UNet, channels: ...}")
+        given = ArchitectureModel.model_validate(content)
+    allow_import(given.name)
+    return given
 
 
 def fisher_beside(checkpoint: Path) -> Path:

@@ -14,10 +14,10 @@ from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.fisher_file import FLOAT32, SQRT_FP16, FisherResult, read_result, write_fisher
-from mergekit3d.fisher_source import Regions, architecture_of, check_network, network_of_source, task_of_source
+from mergekit3d.fisher_source import Regions, check_network, network_of_source, task_of_source
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.recipe.load import LoadedRecipe, fisher_beside, load_recipe
+from mergekit3d.recipe.load import LoadedRecipe, architecture_of, fisher_beside, load_recipe
 from mergekit3d.recipe.models import FisherModel, SourceModel
 from mergekit3d.storage.atomic import refuse_existing
 from mergekit3d.storage.lock import output_lock
