@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import ARCHITECTURES, NetworkSpec, Shapes, first_convolution, network_of, norms_and_last_layer
+from mergekit3d.architectures import NetworkSpec, default_partitions, network_of, stems_of
+from mergekit3d.architectures.ends import Shapes
 from mergekit3d.checkpoints import Checkpoint, TensorEntry, recognised_format
 from mergekit3d.checkpoints.checkpoint import FLOATS
 from mergekit3d.checkpoints.formats import size_of
 from mergekit3d.merging.correspondence import comparable_weights
-from mergekit3d.merging.partitions import BUFFERS, PRIVATE, SHARED, Partitions, assign, kinds, layer_of
+from mergekit3d.merging.partitions import BUFFERS, PRIVATE, SHARED, assign, kinds, layer_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,7 @@ def describe(checkpoint: Checkpoint, *, values: bool) -> dict[str, Any]:
         "architecture": None if spec is None else spec.as_json(),
         "architecture_from": None if spec is None else "metadata" if metadata is not None and metadata.architecture else "tensors",
         "parameters": parameters,
+        "private": list(default_partitions(spec, shapes).private),
         "buffers": sum(1 for entry in owners.values() if not is_parameter(entry)),
         "layers": len({layer_of(name) for name in owners}),
         "distinct_tensors": len(owners),
@@ -83,21 +85,10 @@ def _tensor(entry: TensorEntry, kind_of: Mapping[str, str], partition_of: Mappin
     }
 
 
-def _default_partitions(spec: NetworkSpec | None, shapes: Shapes) -> Partitions:
-    """Those of a registered network, else norms and the last layer; no import path is followed."""
-    registered = spec is not None and spec.name in ARCHITECTURES
-    return ARCHITECTURES.get(spec.name).partitions(shapes) if spec is not None and registered else norms_and_last_layer(shapes)
-
-
 def _partition_of(spec: NetworkSpec | None, shapes: Shapes, aliases: Mapping[str, str]) -> dict[str, str]:
     """The partition of every name by default; a further name of a tensor is where its owner is."""
-    assigned = assign(_default_partitions(spec, shapes), shapes)
+    assigned = assign(default_partitions(spec, shapes), shapes)
     return {name: assigned[aliases.get(name, name)] for name in shapes}
-
-
-def _input_weight(spec: NetworkSpec | None, shapes: Shapes) -> str | None:
-    registered = spec is not None and spec.name in ARCHITECTURES
-    return ARCHITECTURES.get(spec.name).input_weight(shapes) if spec is not None and registered else first_convolution(shapes)
 
 
 def _pieces(values: np.ndarray) -> Iterator[np.ndarray]:
@@ -150,8 +141,8 @@ class _Comparison:
         shapes = {name: entry.shape for checkpoint in reversed(self.opened) for name, entry in checkpoint.entries.items()}
         shapes = {name: shapes[name] for name in dict.fromkeys(name for checkpoint in self.opened for name in checkpoint.entries)}
         shared_names = {name: owner for name in shapes if (owner := self._owner_in_all(name)) is not None}
-        partition_of, input_weight = _partition_of(spec, shapes, shared_names), _input_weight(spec, shapes)
-        return [self._row(name, partition_of[name], is_input=name == input_weight) for name in shapes]
+        partition_of, taking = _partition_of(spec, shapes, shared_names), stems_of(spec, shapes)
+        return [self._row(name, partition_of[name], is_input=name in taking) for name in shapes]
 
     def _row(self, name: str, partition: str, *, is_input: bool) -> dict[str, Any]:
         entries = [checkpoint.entries.get(name) for checkpoint in self.opened]

@@ -6,19 +6,18 @@ To add one: a description beside this file (no torch at its top) that makes an `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from mergekit3d.architectures.ends import Shapes, norms_and_heads, stems
 from mergekit3d.checkpoints.checkpoint import Checkpoint
 from mergekit3d.errors import InputError, RecipeError
-from mergekit3d.merging.partitions import Partitions, kinds, layer_of
+from mergekit3d.merging.partitions import Partitions
 from mergekit3d.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
-
-Shapes = Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Architecture:
         build: makes the network of a specification.
         infer: tells the specification from the shapes of a state dict; None where it is another network's.
         partitions: default patterns of shared and private tensors.
-        input_weight: name of the weight whose axis 1 runs over the modalities.
+        stems: names of the weights whose axis 1 runs over the modalities.
         multiple_of: input sizes must be a multiple of this.
         arguments: keyword arguments that a recipe may give, by name; None for any.
         decisive: those of them that a state dict tells, so that a recipe cannot say otherwise.
@@ -84,7 +83,7 @@ class Architecture:
     build: Callable[[NetworkSpec], nn.Module]
     infer: Callable[[Shapes], NetworkSpec | None]
     partitions: Callable[[Shapes], Partitions]
-    input_weight: Callable[[Shapes], str | None]
+    stems: Callable[[Shapes], tuple[str, ...]]
     multiple_of: Callable[[NetworkSpec], int]
     arguments: Mapping[str, Argument] | None = None
     decisive: tuple[str, ...] = ()
@@ -195,49 +194,28 @@ def build_network(spec: NetworkSpec) -> nn.Module:
     return architecture(spec.name).build(spec)
 
 
-def first_convolution(shapes: Shapes) -> str | None:
-    """The first convolution's weight in the order of the state dict."""
-    kind_of = kinds(shapes)
-    return next((name for name in shapes if kind_of[name] == "conv" and name.endswith("weight")), None)
-
-
-HEADS = ("seg_layers", "seg_outputs", "output_block", "deep_supervision_heads", "segmentation_head", "seg_head", "conv_final", "final_conv")
-"""What the heads of networks that are in wide use go by: nnU-Net v2 and v1, MONAI's DynUNet and SegResNet, and others."""
-
-
-def channels_of(shapes: Shapes) -> tuple[int, int]:
-    """Inputs and outputs of a network that nothing else is known of, from its first layer with a weight and its head.
-
-    The head is told by its usual names (`HEADS`); where there is none, the last layer with a weight stands for it.
-    """
-    kind_of = kinds(shapes)
-    weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
-    if not weights:
-        return 1, 1
-    heads = [name for name in weights if not set(HEADS).isdisjoint(name.split("."))]
-    # A transposed convolution has its outputs on axis 1; its bias tells.
-    last = (heads or weights)[-1]
-    return shapes[weights[0]][1], shapes.get(f"{layer_of(last)}.bias", shapes[last])[0]
-
-
 def built(**content: Any) -> nn.Module:
     """The network of a specification given as keyword arguments: what a MONAI bundle of ours names."""
     return build_network(NetworkSpec.from_json(content))
 
 
-def norms_and_last_layer(shapes: Shapes) -> Partitions:
-    """Default partitions of a network that nothing is known of: norms and the heads are private.
+def default_partitions(spec: NetworkSpec | None, shapes: Shapes) -> Partitions:
+    """Which tensors are private where nobody says: those that a registered network names, else norms and heads.
 
-    Heads are told by their usual names; where there are none, the last layer of the state dict stands for them.
+    No import path is followed.
     """
-    found = [head for head in HEADS if any(head in name.split(".") for name in shapes)]
-    heads = [f"{head}.*" for head in found if any(name.startswith(f"{head}.") for name in shapes)]
-    heads += [f"*.{head}.*" for head in found if any(f".{head}." in name for name in shapes)]
-    if not heads:
-        kind_of = kinds(shapes)
-        weights = [name for name in shapes if kind_of[name] in ("conv", "linear") and name.endswith("weight")]
-        heads = [f"{layer_of(weights[-1])}.*"] if weights else []
-    return Partitions(private=("kind:norm", *heads))
+    known = _registered(spec)
+    return norms_and_heads(shapes) if known is None else known.partitions(shapes)
+
+
+def stems_of(spec: NetworkSpec | None, shapes: Shapes) -> tuple[str, ...]:
+    """Weights whose axis 1 runs over the modalities, under all their names; no import path is followed."""
+    known = _registered(spec)
+    return stems(shapes) if known is None else known.stems(shapes)
+
+
+def _registered(spec: NetworkSpec | None) -> Architecture | None:
+    return ARCHITECTURES.get(spec.name) if spec is not None and spec.name in ARCHITECTURES else None
 
 
 _load()

@@ -10,7 +10,8 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import Architecture, NetworkSpec, first_convolution, norms_and_last_layer
+from mergekit3d.architectures import Architecture, NetworkSpec
+from mergekit3d.architectures.ends import norms_and_heads, stems
 from mergekit3d.errors import RecipeError
 from mergekit3d.registry import did_you_mean
 
@@ -38,8 +39,8 @@ def imported_architecture(name: str) -> Architecture:
         name=name,
         build=_build,
         infer=lambda _: None,
-        partitions=norms_and_last_layer,
-        input_weight=first_convolution,
+        partitions=norms_and_heads,
+        stems=stems,
         multiple_of=_multiple_of,
     )
 

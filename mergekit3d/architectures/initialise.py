@@ -25,6 +25,8 @@ Weights that a norm follows may be of any size, and a step of Adam is of one siz
 
 Source: He et al., "Delving Deep into Rectifiers", ICCV 2015, for a leaky slope of sqrt(5), as torch.nn.Conv3d uses it.
 """
+SLOPE = 0.25
+"""Where the slope of a PReLU begins, as in PyTorch (He et al., ICCV 2015)."""
 FOREGROUND_LOGIT = -4.0
 """Where the logit of a region begins: a probability of 0.018, about the share of voxels that a region fills.
 
@@ -61,7 +63,7 @@ def initial_tensors(
 def initial_tensor(
     name: str, shape: tuple[int, ...], kind: str, seed: int, constants: Mapping[str, float] = NONE, initialisation: str = XAVIER
 ) -> np.ndarray:
-    """Initial values of one tensor, whose kind (conv, norm, linear or other) is known; see `initial_tensors`."""
+    """Initial values of one tensor, whose kind (conv, norm, linear, activation or other) is known; see `initial_tensors`."""
     import numpy as np
 
     leaf = name.rpartition(".")[2]
@@ -71,6 +73,8 @@ def initial_tensor(
         return np.ones(shape, np.float32)
     if name in constants:
         return np.full(shape, constants[name], np.float32)
+    if kind == "activation":
+        return np.full(shape, SLOPE, np.float32)
     if len(shape) < 2:
         return np.zeros(shape, np.float32)
     receptive_field = math.prod(shape[2:])

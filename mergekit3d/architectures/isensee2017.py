@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from mergekit3d.architectures import Architecture, Argument, NetworkSpec, Shapes, check_arguments, register
+from mergekit3d.architectures import Architecture, Argument, NetworkSpec, check_arguments, register
+from mergekit3d.architectures.ends import Shapes
 from mergekit3d.architectures.initialise import FOREGROUND_LOGIT
 from mergekit3d.merging.partitions import Partitions
 
@@ -78,7 +79,7 @@ ISENSEE2017 = register(
         build=build,
         infer=infer,
         partitions=lambda _: Partitions(private=("kind:norm", "segmentation.*")),
-        input_weight=lambda shapes: INPUT_WEIGHT if INPUT_WEIGHT in shapes else None,
+        stems=lambda shapes: (INPUT_WEIGHT,) if INPUT_WEIGHT in shapes else (),
         multiple_of=lambda spec: int(2 ** (spec.arguments.get("depth", 5) - 1)),
         arguments={
             "base_filters": _whole(1),

@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import Architecture, NetworkSpec, Shapes, first_convolution, norms_and_last_layer, register
+from mergekit3d.architectures import Architecture, NetworkSpec, register
+from mergekit3d.architectures.ends import Shapes, norms_and_heads, stems
 from mergekit3d.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -100,14 +101,12 @@ def retarget(shapes: Shapes, spec: NetworkSpec) -> dict[str, tuple[int, ...]]:
         shapes: shape of every tensor by name, under all its names.
         spec: of the network that is wanted.
     """
-    first = first_convolution(shapes)
-    module = "" if first is None else first.partition(".convs.0.")[0]
-    changed = {}
+    taking, changed = stems(shapes), {}
     for name, shape in shapes.items():
         size = tuple(shape)
         if HEAD.fullmatch(name):
             size = (spec.out_channels, *size[1:])
-        elif first is not None and size == tuple(shapes[first]) and name.removeprefix("decoder.").startswith(f"{module}.convs.0."):
+        elif name in taking:
             size = (size[0], spec.in_channels, *size[2:])
         changed[name] = size
     return changed
@@ -125,8 +124,8 @@ NNUNET = register(
         name="nnunet",
         build=build,
         infer=lambda _: None,
-        partitions=norms_and_last_layer,
-        input_weight=first_convolution,
+        partitions=norms_and_heads,
+        stems=stems,
         multiple_of=multiple_of,
         retarget=retarget,
     )

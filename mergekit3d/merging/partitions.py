@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mergekit3d.errors import MergeKit3DError, RecipeError
 from mergekit3d.registry import did_you_mean
 
-KINDS = ("conv", "norm", "linear", "other")
+KINDS = ("conv", "norm", "linear", "activation", "other")
 SHARED = "shared"
 PRIVATE = "private"
 BUFFERS = frozenset({"running_mean", "running_var", "num_batches_tracked"})
@@ -38,14 +38,14 @@ def layer_of(name: str) -> str:
 
 
 def kinds(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
-    """The kind of every tensor: conv, norm, linear or other, by the layer that owns it.
+    """The kind of every tensor: conv, norm, linear, activation or other, by the layer that owns it.
 
     Args:
         shapes: shape of every tensor by name.
 
     Returns:
         A kind for every name. A layer with a weight of 3 or more axes is a convolution, of 2 axes linear, of 1 axis or with
-        running statistics a norm.
+        running statistics a norm; but where it is one number alone, the slope of an activation (PReLU).
     """
     kind_of_layer: dict[str, str] = {}
     for name, shape in shapes.items():
@@ -54,6 +54,8 @@ def kinds(shapes: Mapping[str, Sequence[int]]) -> dict[str, str]:
             kind_of_layer[layer] = "norm"
         elif leaf == "weight":
             by_axes = {1: "norm", 2: "linear"}.get(len(shape), "conv" if len(shape) >= 3 else "other")
+            if tuple(shape) == (1,) and f"{layer}.bias" not in shapes:
+                by_axes = "activation"
             kind_of_layer.setdefault(layer, by_axes)
     return {name: kind_of_layer.get(name.rpartition(".")[0], "other") for name in shapes}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mergekit3d.architectures import NetworkSpec, architecture, channels_of, check_arguments
+from mergekit3d.architectures import NetworkSpec, architecture, check_arguments
+from mergekit3d.architectures.ends import channels_of
 from mergekit3d.checkpoints import Checkpoint, TaskSpec
 from mergekit3d.errors import InputError
 from mergekit3d.recipe.models import ArchitectureModel

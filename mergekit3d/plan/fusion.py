@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.architectures import NetworkSpec, architecture, network_shapes, norms_and_last_layer
+from mergekit3d.architectures import NetworkSpec, architecture, default_partitions, network_shapes
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, open_checkpoint
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, MergeMethod, Parameters, parameters_of
@@ -199,8 +199,7 @@ def partitions_of(loaded: LoadedRecipe, network: NetworkSpec | None, shapes: Map
     if METHODS.get(loaded.recipe.merge.method).evaluates:
         # What is evaluated as a whole is averaged as a whole: its sources were trained on one task.
         return Partitions(private=(), shared=given.shared)
-    default = norms_and_last_layer(shapes) if network is None else architecture(network.name).partitions(shapes)
-    return Partitions(private=default.private, shared=given.shared)
+    return Partitions(private=default_partitions(network, shapes).private, shared=given.shared)
 
 
 def _target_shapes(first: Source, reference: Source, network: NetworkSpec | None) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes
+from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes, stems_of
 from mergekit3d.architectures.initialise import XAVIER, initial_tensor, initial_tensors
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
 from mergekit3d.engine.values import tensor_values
@@ -91,7 +91,7 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         and list(source_task.outputs.items()) == list(task.outputs.items())
         and source_task.exclusive == task.exclusive
     )
-    kind_of, input_weight = kinds(shapes), architecture(spec.name).input_weight(shapes)
+    kind_of, taking = kinds(shapes), stems_of(spec, shapes)
     biases = architecture(spec.name).initial_biases
     values, outcomes = {}, {}
     for name, shape in shapes.items():
@@ -99,12 +99,12 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
             _refuse_other_network(path, spec, name)
         fits = checkpoint.shapes[name] == shape
         random = initial_tensor(name, shape, kind_of[name], seed, biases)
-        same_inputs = name != input_weight or source_task is None or source_task.modalities == task.modalities
+        same_inputs = name not in taking or source_task is None or source_task.modalities == task.modalities
         if fits and same_inputs and (name not in heads or same_outputs or (source_task is None and task.channels == shape[0])):
             values[name], outcome = checkpoint.read(name).astype(random.dtype), COPIED
-        elif name == input_weight and source_task is not None and _channels_fit(checkpoint.shapes[name], shape, source_task):
+        elif name in taking and source_task is not None and _channels_fit(checkpoint.shapes[name], shape, source_task):
             values[name], outcome = by_modality(checkpoint, name, random, source_task, task), EXPANDED
-        elif (name == input_weight and source_task is None) or name in heads:
+        elif (name in taking and source_task is None) or name in heads:
             values[name], outcome = random, RANDOM
         else:
             _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mergekit3d.architectures import NetworkSpec, architecture
+from mergekit3d.architectures import NetworkSpec, stems_of
 from mergekit3d.checkpoints import Checkpoint, TaskSpec, TensorEntry
 from mergekit3d.checkpoints.checkpoint import FLOATS
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
@@ -128,8 +128,8 @@ class Outcomes:
         return ratio_groups([name for name in self.shapes if name not in self.aliases], self.merge.granularity)
 
     @cached_property
-    def _input_weight(self) -> str | None:
-        return None if self.network is None else architecture(self.network.name).input_weight(self.shapes)
+    def _stems(self) -> frozenset[str]:
+        return frozenset() if self.network is None else frozenset(stems_of(self.network, self.shapes))
 
     def _one(self, name: str) -> TensorPlan | None:
         """The plan of an owner; None where the sources' shapes rule a fusion out."""
@@ -141,7 +141,7 @@ class Outcomes:
             return self._private(entry)
         involved = found if self.base is None else [*found, self.base.checkpoint.entries[name]]
         fits = all(other.shape == entry.shape for other in involved)
-        is_input = name == self._input_weight
+        is_input = name in self._stems
         if fits and not (is_input and self._modalities_differ()):
             return self._fused(entry)
         shapes = f"{' / '.join(str(list(other.shape)) for other in found)} in the sources, {list(entry.shape)} in the target"
@@ -220,11 +220,11 @@ class Outcomes:
         return dtypes.pop() if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32"
 
     def _conflict(self, names: Sequence[str]) -> InputError:
-        first = next((name for name in names if name != self._input_weight), names[0])
+        first = next((name for name in names if name not in self._stems), names[0])
         involved = self.sources if self.base is None else (*self.sources, self.base)
         shapes = ", ".join(f"{source.name} {list(source.checkpoint.shapes[first])}" for source in involved)
         more = f" ({len(names)} tensors differ)" if len(names) > 1 else ""
-        if first == self._input_weight:
+        if first in self._stems:
             todo = "give a target with modalities, or name it in partitions.private"
         else:
             todo = "fuse checkpoints of one architecture, or name it in partitions.private"

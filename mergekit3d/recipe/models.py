@@ -325,7 +325,7 @@ class SourceModel(Model):
 
 
 class PartitionsModel(Model):
-    """Which tensors are fused and which belong to a task: globs on names, or kind:conv, kind:norm; private wins."""
+    """Which tensors are fused and which belong to a task: globs on names, or kind:conv, norm, linear, activation, other; private wins."""
 
     private: tuple[str, ...] | None = Field(None, description="task-specific tensors; left out: the architecture's heads and norms")
     shared: tuple[str, ...] = Field(("*",), description="fused tensors")

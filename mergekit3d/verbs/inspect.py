@@ -167,6 +167,7 @@ def tensor_count(content: Mapping[str, Any]) -> str:
 
 def _parameters(content: Mapping[str, Any]) -> str:
     counts = [f"{count:,} {partition}" for partition, count in content["parameters"].items()]
+    counts[-1] += f" ({', '.join(content['private'])})"
     return ", ".join([*counts, *([f"{content['buffers']} buffers"] if content["buffers"] else [])])
 
 

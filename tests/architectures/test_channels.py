@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergekit3d.architectures import channels_of
+from mergekit3d.architectures.ends import channels_of
 
 
 def test_head_is_told_by_its_name_wherever_it_stands():

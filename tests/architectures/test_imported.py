@@ -46,14 +46,14 @@ def test_monai_network_with_arguments():
 
 
 def test_shapes_and_default_partitions():
-    """The first convolution takes the modalities; norms and the last layer are private."""
+    """The first convolutions take the modalities; norms and the last layer are private."""
     described = architecture("monai.UNet")
     shapes = network_shapes(NetworkSpec("monai.UNet", 2, 5, {**UNET, "norm": ["instance", {"affine": True}]}))
     partition_of = assign(described.partitions(shapes), shapes)
 
-    first = described.input_weight(shapes)
-    assert 2 == shapes[first][1]
-    assert "shared" == partition_of[first]
+    found = described.stems(shapes)
+    assert ("model.0.conv.unit0.conv.weight", "model.0.residual.weight") == found
+    assert {(2, "shared")} == {(shapes[name][1], partition_of[name]) for name in found}
     last = [name for name in shapes if name.endswith("weight") and len(shapes[name]) > 2][-1]
     assert 5 in shapes[last][:2]
     assert "private" == partition_of[last]

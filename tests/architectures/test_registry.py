@@ -13,8 +13,8 @@ from mergekit3d.architectures import (
     check_shapes,
     network_of,
     network_shapes,
-    norms_and_last_layer,
 )
+from mergekit3d.architectures.ends import norms_and_heads
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from tests.builders import metadata_of, random_state, save, save_source, spec_of
@@ -131,4 +131,4 @@ def test_arguments_of_imported_networks_are_their_own_affair():
 )
 def test_heads_of_unknown_networks_go_by_their_usual_names(expected, names):
     """Wherever they stand in the state dict; else the last layer stands for them."""
-    assert expected == norms_and_last_layer(dict.fromkeys(names, (2, 2, 1, 1, 1))).private
+    assert expected == norms_and_heads(dict.fromkeys(names, (2, 2, 1, 1, 1))).private

@@ -40,9 +40,9 @@ def test_tensors_tell_the_channels_of_a_network_that_only_the_user_knows(tmp_pat
     save_source(tmp_path / "m.safetensors", spec=NetworkSpec("monai.UNet", 4, 3, {key: UNET[key] for key in UNET if key != "name"}))
     checkpoint = open_checkpoint(tmp_path / "m.safetensors")
 
-    assert (4, 3) == (lambda found: (found.in_channels, found.out_channels))(
-        resolve_network(architecture_of(UNET), None, checkpoint=checkpoint)
-    )
+    found = resolve_network(architecture_of(UNET), None, checkpoint=checkpoint)
+
+    assert (4, 3) == (found.in_channels, found.out_channels)
 
 
 def test_tensors_that_say_otherwise_are_named(tmp_path):

@@ -46,13 +46,14 @@ def test_one_checkpoint(checkpoint):
     assert ("m1.safetensors", "safetensors", "checkpoint", 32) == tuple(content[key] for key in ("file", "format", "kind", "layers"))
     assert checkpoint.stat().st_size == content["bytes"]
     assert {"shared": shared, "private": sum(sizes.values()) - shared} == content["parameters"]
+    assert ["kind:norm", "segmentation.*"] == content["private"]
     assert list(sizes) == [row["name"] for row in content["tensors"]]
     json.dumps(content)
     assert [
         f"{checkpoint}: {checkpoint.stat().st_size:,} bytes, safetensors, checkpoint",
         "  network     isensee2017, 2 inputs, 3 outputs, base_filters 2, depth 3, segmentation_levels 2",
         "  tensors     64 (F32) in 32 layers",
-        f"  parameters  {shared:,} shared, {sum(sizes.values()) - shared} private",
+        f"  parameters  {shared:,} shared, {sum(sizes.values()) - shared} private (kind:norm, segmentation.*)",
         "  task        t1 + t2 to csf, thalamus, pallidum; zscore",
         "  made by     train",
         "",
