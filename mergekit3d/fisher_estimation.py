@@ -25,6 +25,7 @@ from torch.nn import functional
 from mergekit3d.errors import InputError
 from mergekit3d.merging.partitions import layer_of
 from mergekit3d.per_sample import NotFiniteError, PerSampleGradients, per_sample_gradients
+from mergekit3d.training.taking import taking
 
 PROBE_TOLERANCE = 1e-18
 """A bias whose squared gradient in float64 is this small beside its layer's weight has no information (a norm follows it)."""
@@ -166,7 +167,9 @@ def add_subjects(
         with per_sample_gradients(network, autocast=autocast) as own:
             add_subjects(sums, network, examples, exclusive=exclusive, draws=draws, generators=generators, autocast=autocast, recorder=own)
         return
-    logits = recorder.forward(torch.cat([example.image for example in examples]))
+    images = torch.cat([example.image for example in examples])
+    with taking(images):
+        logits = recorder.forward(images)
     alone = zip(torch.split(logits.detach(), 1), examples, generators, strict=True)
     scores = [score_functions(part, example, exclusive=exclusive, draws=draws, generator=generator) for part, example, generator in alone]
     total = 1 if examples[0].labels is not None else draws
@@ -275,10 +278,8 @@ def uninformed_biases(network: nn.Module, patterns: Sequence[str], image_shapes:
 
 
 def _probe(network: nn.Module, biases: Sequence[str], image_shape: Sequence[int]) -> list[str]:
-    import copy
-
     generator = torch.Generator().manual_seed(0)
-    twin = copy.deepcopy(network).to("cpu", torch.float64).eval()
+    twin = _in_double(network)
     output = twin(torch.randn(tuple(image_shape), generator=generator, dtype=torch.float64))
     score = torch.randn(output.shape, generator=generator, dtype=torch.float64)
     named = dict(twin.named_parameters())
@@ -289,3 +290,15 @@ def _probe(network: nn.Module, biases: Sequence[str], image_shape: Sequence[int]
         for name in biases
         if (weight := largest.get(f"{layer_of(name)}.weight", 0.0)) > 0 and largest[name] <= PROBE_TOLERANCE * weight
     ]
+
+
+def _in_double(network: nn.Module) -> nn.Module:
+    """A copy on the CPU, in float64 and evaluation mode."""
+    import copy
+
+    # DynUNet keeps the outputs of its last forward pass, which cannot be copied.
+    for module in network.modules():
+        kept = getattr(module, "heads", None)
+        if isinstance(kept, list):
+            kept[:] = [part.detach() if isinstance(part, Tensor) else part for part in kept]
+    return copy.deepcopy(network).to("cpu", torch.float64).eval()

@@ -47,7 +47,9 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel, st
     for name in shared_names(plan) - parameters:
         raise RecipeError("a buffer cannot be adapted", where=name, todo="let partitions.private name it")
     tensors = [_shared_tensor(plan, tensor) for tensor in _learned(plan)]
-    initial: dict[str, GroupRatios] = dict(start.layers)
+    groups = {tensor.group for tensor in tensors}
+    # A layer of expanded tensors alone has nothing to learn.
+    initial: dict[str, GroupRatios] = {group: row for group, row in start.layers.items() if group in groups}
     if settings.normalise_fisher:
         scales = inverse_trace_ratios(tensors)
         initial = {group: _rescaled(row, scales[group]) if group in scales else row for group, row in initial.items()}
@@ -56,9 +58,10 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel, st
 
 
 def as_fused(plan: FusionPlan, ratios: Ratios) -> dict[str, Tensor]:
-    """The shared tensors as the command ``fuse`` writes them, to the bit; those that were trained with differ by rounding."""
+    """The shared tensors, under all names, as the command ``fuse`` writes them, to the bit; those trained with differ by rounding."""
     values = tensor_values(replace(plan, ratios=ratios))
-    return {tensor.entry.name: torch.from_numpy(values(tensor.entry)) for tensor in _learned(plan)}
+    fused = {tensor.entry.name: torch.from_numpy(values(tensor.entry)) for tensor in _learned(plan)}
+    return fused | {tensor.entry.name: fused[tensor.alias_of] for tensor in plan.tensors if tensor.alias_of in fused}
 
 
 def log_columns(fused: FusedWeights, sources: Sequence[str]) -> dict[str, float]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MONAI_NETWORKS = "monai.networks.nets"
 CHANNEL_ARGUMENTS = (("in_channels", "out_channels"), ("in_channels", "num_classes"), ("in_channels", "n_classes"))
 DEFAULT_MULTIPLE = 32
+LEAST_AXES = 3
+FINEST_LAST = frozenset({"BasicUNetPlusPlus"})
 _allowed: set[str] = set()
 
 
@@ -54,11 +56,26 @@ def _build(spec: NetworkSpec) -> nn.Module:
             arguments = {inputs: spec.in_channels, outputs: spec.out_channels, **arguments}
             break
     try:
-        return network_class(**arguments)  # type: ignore[no-any-return]  # the class comes from an import path
+        network: nn.Module = network_class(**arguments)
     except (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError) as error:
         raise RecipeError(
             "cannot build the network", where=spec.name, found=str(error)[:200], todo="check its keyword arguments"
         ) from error
+    network.register_forward_hook(_finest_first)
+    return network
+
+
+def _finest_first(network: nn.Module, _: object, output: Any) -> Any:
+    """The outputs of a network that gives several, the finest first; in evaluation mode that one alone.
+
+    What is no volume (a loss of SegResNetVAE's) is left out.
+    """
+    if not isinstance(output, (list, tuple)):
+        return output
+    levels = [level for level in output if getattr(level, "ndim", 0) > LEAST_AXES]
+    if type(network).__name__ in FINEST_LAST:
+        levels.reverse()
+    return levels if network.training and len(levels) > 1 else levels[0]
 
 
 def _find_class(name: str) -> Any:

@@ -68,13 +68,15 @@ class SlabConv3d(nn.Conv3d):
 def _reads_beyond(x: Tensor, module: nn.Conv3d) -> bool:
     """Whether bfloat16 would not do.
 
-    oneDNN's kernel for AMX (torch 2.13) reads memory that nobody wrote where an axis of the output has one voxel and the stride is
-    not 1, and NaN comes out now and then. So small a volume costs nothing in float32.
+    oneDNN's kernels for AMX (torch 2.13) read memory that nobody wrote where an axis of the output has one voxel and the stride is
+    not 1, and in the gradient of the weight where the output is less deep than the kernel: NaN comes out now and then. So small a
+    volume costs nothing in float32.
     """
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or max(module.stride) == 1 or isinstance(module.padding, str):
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu") or isinstance(module.padding, str):
         return False
     geometry = zip(x.shape[2:], module.kernel_size, module.stride, module.padding, module.dilation, strict=True)
-    return any(_rows_out(*axis) <= 1 for axis in geometry)
+    rows = [_rows_out(*axis) for axis in geometry]
+    return 1 < module.kernel_size[0] > rows[0] or (max(module.stride) > 1 and min(rows) <= 1)
 
 
 def _pays(x: Tensor, weight: Tensor, module: nn.Conv3d) -> bool:

@@ -6,6 +6,7 @@ To add a format: a file beside this one that makes a `Format` and registers it, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mergekit3d.checkpoints import lightning, monai, nnunet, pt, safetensors, to
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
 from mergekit3d.checkpoints.formats import FORMATS, Format, check_file, is_folder, recognise
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec
+from mergekit3d.checkpoints.pt import aliases_of
 from mergekit3d.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ __all__ = [
     "Metadata",
     "TaskSpec",
     "TensorEntry",
+    "aliases_of",
     "check_weights",
     "format_for",
     "load_tensors",
@@ -118,8 +121,10 @@ def format_for(path: Path, metadata: Metadata | None = None) -> Format:
 
 
 def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Metadata) -> Metadata:
-    """Write torch tensors; see `write_checkpoint`."""
+    """Write torch tensors, names of one tensor as its aliases; see `write_checkpoint`."""
     import torch
+
+    metadata = replace(metadata, aliases=aliases_of(tensors))
 
     def items() -> Iterable[tuple[TensorEntry, np.ndarray]]:
         for name, tensor in tensors.items():

@@ -93,10 +93,10 @@ def checkpoint_of(path: Path, state: Mapping[str, Any], size: int, metadata: Met
     def read(name: str) -> memoryview:
         return memoryview(_bytes_of(state[name]))
 
-    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read, aliases=_aliases(state), is_foreign=is_foreign)
+    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read, aliases=aliases_of(state), is_foreign=is_foreign)
 
 
-def _aliases(state: Mapping[str, Any]) -> dict[str, str]:
+def aliases_of(state: Mapping[str, Any]) -> dict[str, str]:
     """Names that are the very same entries of the very same storage as an earlier one, each with the first."""
     owners: dict[Any, str] = {}
     found = {}

@@ -174,7 +174,8 @@ class Outcomes:
         wanted = self.sources[0].name if equal else self.merge.buffers or self.sources[-1].name
         index = next((index for index, source in enumerate(self.sources) if source.name == wanted), 0)
         detail = "equal in all sources" if equal else f"differs between the sources and is never averaged: taken from {wanted!r}"
-        return TensorPlan(found[index], self.partition_of[name], COPIED, origin=wanted, detail=f"an integer tensor, {detail}")
+        plan = TensorPlan(found[index], self.partition_of[name], COPIED, origin=wanted, detail=f"an integer tensor, {detail}")
+        return self._adapted(plan) if name.rpartition(".")[2] in BUFFERS else plan
 
     def _modalities_differ(self) -> bool:
         """Whether a channel of the first convolution is another modality in a source than in the target: names count, not positions."""

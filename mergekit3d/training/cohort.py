@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import architecture
-from mergekit3d.checkpoints import CHECKPOINT, Metadata, open_checkpoint, save_tensors
+from mergekit3d.checkpoints import CHECKPOINT, Metadata, aliases_of, open_checkpoint, save_tensors
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.datasets.split import write_split
 from mergekit3d.errors import RecipeError, UsageError
@@ -289,8 +289,11 @@ def settings_of(model: TrainingModel) -> TrainingSettings:
 
 
 def cpu_state(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of a network's tensors on the CPU."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    """A copy of a network's tensors on the CPU; names of one tensor stay names of one."""
+    state = network.state_dict()
+    aliases = aliases_of(state)
+    copied = {name: tensor.detach().cpu().clone() for name, tensor in state.items() if name not in aliases}
+    return {name: copied[aliases.get(name, name)] for name in state}
 
 
 def train_result(folder: Path, result: FitResult, *, best: str, last: str = "last.safetensors") -> TrainResult:

@@ -128,7 +128,7 @@ def memory_advice(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         advice = ["set patch_size" if patch_size is None else f"make patch_size {list(patch_size)} smaller"]
         if batch_size > 1:
@@ -139,7 +139,8 @@ def memory_advice(
         raise MergeKit3DError("out of memory", where=runtime.device, todo=", or ".join(advice)) from error
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error is that of an exhausted memory, of the processor or a device."""
     import torch
 
     texts = ("out of memory", "can't allocate memory", "not enough memory")

@@ -14,6 +14,7 @@ from mergekit3d.errors import UsageError
 from mergekit3d.training.deep_supervision import outputs_of
 from mergekit3d.training.devices import Runtime, memory_advice
 from mergekit3d.training.loss import probabilities_of
+from mergekit3d.training.taking import taking
 
 Size = tuple[int, int, int]
 
@@ -103,7 +104,7 @@ def volume_logits(
     padded = functional.pad(images, (0, missing_z, 0, missing_y, 0, missing_x))
 
     def run(part: Tensor) -> Tensor:
-        with runtime.autocast():
+        with runtime.autocast(), taking(part):
             logits = outputs_of(network(part))[0]
         return logits.float()
 

@@ -18,6 +18,7 @@ from mergekit3d.training.devices import Runtime
 from mergekit3d.training.objective import StepLoss
 from mergekit3d.training.settings import TrainingSettings
 from mergekit3d.training.sharing import Sharing, step_seed
+from mergekit3d.training.taking import taking
 
 SMALLEST_SCALE = 1.0
 """Of the loss in fp16: where gradients overflow even so, they are not finite in truth."""
@@ -148,7 +149,7 @@ class Stepper:
                 continue
             images = batch.images.to(self.runtime.device, non_blocking=True, memory_format=self.memory_format)
             targets = None if batch.targets is None else batch.targets.to(self.runtime.device, non_blocking=True)
-            with self.runtime.autocast():
+            with self.runtime.autocast(), taking(images):
                 logits = self.forward(images)
             loss = self.loss(logits, targets, self.exclusive)
             torch.autograd.backward(self.scaler.scale(loss / (len(group) / batch.part)))

@@ -131,3 +131,18 @@ def test_tiny_strided_convolutions_do_not_read_what_nobody_wrote(size):
                 result = network(x)
             assert bool(torch.isfinite(result).all())
     torch.testing.assert_close(network(x), result, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kernel", "edge"), [(3, 2), (5, 3), (5, 4)])
+def test_gradients_of_small_volumes_do_not_read_what_nobody_wrote(kernel, edge):
+    """Nor does the gradient of a weight where the volume is less deep than the kernel."""
+    network = nn.Sequential(nn.Conv3d(16, 16, kernel, 1, kernel // 2))
+    x = torch.randn((1, 16, edge, edge, edge), generator=torch.Generator().manual_seed(0))
+    with fast_cpu_convolutions(network):
+        for _ in range(20):
+            left = [torch.full((2**power,), float("nan")) for power in range(8, 19)]
+            del left
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = network(x)
+            (gradient,) = torch.autograd.grad(result.sum(), network[0].weight)
+            assert bool(torch.isfinite(gradient).all())

@@ -133,3 +133,14 @@ def test_format_goes_by_content_not_by_name(tmp_path):
     (tmp_path / "m1.safetensors").rename(tmp_path / "m1.pt")
 
     assert ["a"] == list(open_checkpoint(tmp_path / "m1.pt").entries)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_torch_tensors_with_several_names_stay_one(tmp_path, suffix):
+    """What training keeps of a network whose modules share parameters is written with its aliases."""
+    tensor = torch.arange(6.0)
+    save_tensors(tmp_path / f"m{suffix}", {"a": tensor, "b": tensor, "c": tensor.clone(), "d": tensor[:3]}, metadata_of())
+    opened = open_checkpoint(tmp_path / f"m{suffix}")
+
+    assert {"b": "a"} == opened.aliases
+    assert np.array_equal(opened.read("a"), opened.read("b"))
