@@ -175,15 +175,16 @@ def nnunet_state(inputs=2, outputs=3, seed=0):
     return state
 
 
-def save_nnunet(path, seed=0, plans=None, labels=None, state=None, **content):
+def save_nnunet(path, seed=0, plans=None, labels=None, state=None, channel_names=None, **content):
     """A checkpoint as nnU-Net 2.8 writes it, with a data set that names a subject."""
     import torch
 
     labels = NNUNET_LABELS if labels is None else labels
     plans = nnunet_plans() if plans is None else plans
     inputs = len(plans["foreground_intensity_properties_per_channel"])
+    outputs = sum(name != "ignore" for name in labels) - any(isinstance(ids, list) for ids in labels.values())
     dataset = {
-        "channel_names": {str(channel): name for channel, name in enumerate(["T1", "T1Gd", "FLAIR"][:inputs])},
+        "channel_names": channel_names or {str(channel): name for channel, name in enumerate(["T1", "T1Gd", "FLAIR"][:inputs])},
         "labels": labels,
         "numTraining": 2,
         "file_ending": ".nii.gz",
@@ -191,7 +192,7 @@ def save_nnunet(path, seed=0, plans=None, labels=None, state=None, **content):
     }
     arguments = {"plans": plans, "configuration": "3d_fullres", "fold": 0, "dataset_json": dataset, "device": torch.device("cuda")}
     whole = {
-        "network_weights": nnunet_state(inputs, seed=seed) if state is None else state,
+        "network_weights": nnunet_state(inputs, outputs, seed=seed) if state is None else state,
         "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
         "grad_scaler_state": None,
         "logging": {"mean_fg_dice": [np.float64(0.5)]},

@@ -33,6 +33,7 @@ __all__ = [
     "format_for",
     "load_tensors",
     "open_checkpoint",
+    "origin_of",
     "recognised_format",
     "save_tensors",
     "write_checkpoint",
@@ -134,6 +135,12 @@ def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata
             yield TensorEntry(name, "BF16" if is_bfloat16 else dtype_name(values.dtype), tuple(cpu.shape)), values
 
     return write_checkpoint(path, items(), metadata)
+
+
+def origin_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """What a file of another program holds beside its tensors, for what is made from it; code that was not run is no part of it."""
+    origin = {} if checkpoint.metadata is None else checkpoint.metadata.origin
+    return {} if "code" in origin else origin
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.checkpoints.archive import begins_as_zip, pickle_names
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
 from mergekit3d.checkpoints.formats import Format, check_file, register
-from mergekit3d.checkpoints.metadata import CHECKPOINT, KEY, Metadata
+from mergekit3d.checkpoints.metadata import CHECKPOINT, KEY, Metadata, TaskSpec
 from mergekit3d.checkpoints.nnunet_plans import DATASET_KEYS, network_of_plans, task_of_plans
 from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, load, metadata_in, save_torch, state_of, strip_prefixes
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.storage.atomic import write_json
+from mergekit3d.storage.seal import json_digest
+from mergekit3d.textfiles import read_json_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 NAME = "nnunet"
 WORDS = ("network_weights", "init_args", "trainer_name")
 CHECKPOINT_NAMES = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+DATASET = "dataset.json"
+PLANS_OF_ANOTHER_FORM = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 FOLD = re.compile(r"fold_(\d+|all)")
 
 
@@ -68,7 +72,7 @@ def _metadata(content: Mapping[str, Any]) -> Metadata | None:
     try:
         origin = _origin(content)
         architecture, task = network_of_plans(origin), task_of_plans(origin)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError):
+    except PLANS_OF_ANOTHER_FORM:
         return None
     method = str(content["trainer_name"])
     return Metadata(kind=CHECKPOINT, architecture=architecture, task=task, method=method, tool={"name": "nnU-Net"}, origin=origin)
@@ -122,10 +126,10 @@ def write_nnunet(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], 
     metadata = metadata if like is None else _taken_over(metadata, like)
     origin = metadata.origin
     if origin.get("format") != NAME:
-        todo = "pass --like with a checkpoint of nnU-Net of the same network"
+        todo = "pass --like with a checkpoint of nnU-Net of the same network, or the folder of the data set in nnUNet_preprocessed"
         raise UsageError("the checkpoint does not come from nnU-Net", where=path, wanted="plans and dataset.json", todo=todo)
     state, sealed = state_of(tensors, metadata)
-    _check_fit(state, origin, path)
+    _check_fit(state, metadata, path)
     file = path if path.suffix else path / (f"fold_{origin['fold']}" if str(origin["fold"]).isalnum() else "fold_all") / CHECKPOINT_NAMES[0]
     axes = origin["mirroring_axes"]
     save_torch(
@@ -147,15 +151,44 @@ def write_nnunet(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], 
 
 
 def _taken_over(metadata: Metadata, like: Path) -> Metadata:
-    """Metadata with plans and dataset.json of another checkpoint.
+    """Metadata with plans and dataset.json of another checkpoint, or of a data set that nnU-Net has planned.
 
     Raises:
-        UsageError: it is none of nnU-Net.
+        UsageError: it is neither.
     """
+    if like.is_dir() and (like / DATASET).is_file() and not (like / "plans.json").is_file():
+        return replace(metadata, origin=_planned(metadata, like))
     template = open_nnunet(like) if recognises(like, _head(like)) else None
     if template is None or template.metadata is None or template.metadata.origin.get("format") != NAME:
-        raise UsageError("the template is no checkpoint of nnU-Net", where=like, wanted="a checkpoint_final.pth")
+        wanted = "a checkpoint_final.pth, or a folder of nnUNet_preprocessed"
+        raise UsageError("the template is no checkpoint of nnU-Net", where=like, wanted=wanted)
     return replace(metadata, origin=template.metadata.origin)
+
+
+def _planned(metadata: Metadata, folder: Path) -> dict[str, Any]:
+    """The origin of a checkpoint that nnU-Net would train on a data set: plans and dataset.json of a folder in nnUNet_preprocessed.
+
+    Configuration and trainer are those of the checkpoint's own origin, where it has one.
+
+    Raises:
+        UsageError: not one file of plans, or of another form.
+    """
+    names = sorted(path.name for path in folder.glob("*lans.json"))
+    if len(names) != 1:
+        raise UsageError("cannot choose the plans", where=folder, wanted="one nnUNetPlans.json", found=", ".join(names) or "none")
+    given = {
+        "plans": read_json_object(folder / names[0], "the plans"),
+        "configuration": metadata.origin.get("configuration", "3d_fullres"),
+        "fold": metadata.origin.get("fold", "all"),
+        "dataset_json": read_json_object(folder / DATASET, "the description of the data set"),
+    }
+    trainer = metadata.origin.get("trainer_name", "nnUNetTrainer")
+    try:
+        origin = _origin({"init_args": given, "trainer_name": trainer, "inference_allowed_mirroring_axes": [0, 1, 2]})
+        network_of_plans(origin)
+    except PLANS_OF_ANOTHER_FORM as error:
+        raise UsageError("cannot read the plans", where=folder / names[0], found=f"{type(error).__name__}: {error}"[:100]) from error
+    return origin
 
 
 def _head(path: Path) -> bytes:
@@ -166,22 +199,55 @@ def _head(path: Path) -> bytes:
         return file.read(4)
 
 
-def _check_fit(state: Mapping[str, Any], origin: Mapping[str, Any], path: Path) -> None:
-    """Refuse tensors of other inputs or outputs than the plans tell: nnU-Net would not load them.
+def _check_fit(state: Mapping[str, Any], metadata: Metadata, path: Path) -> None:
+    """Refuse tensors of another network or task than the plans tell: nnU-Net would not load them, or name their outputs wrongly.
 
     Raises:
-        UsageError: how many there are, and were wanted.
+        UsageError: what differs.
     """
-    expected = network_of_plans(origin)
+    expected, known = network_of_plans(metadata.origin), metadata.architecture or {}
     heads = {tensor.shape[0] for name, tensor in state.items() if ".seg_layers." in f".{name}" and name.endswith("weight")}
     first = next((tensor.shape[1] for tensor in state.values() if tensor.ndim >= 4), None)
     if expected is None or not heads:
         return
-    wanted = f"{expected['in_channels']} inputs and {expected['out_channels']} outputs, as its plans tell"
+    failed, wanted, found = "the network is of another task than its plans", "", ""
     if heads != {expected["out_channels"]} or first != expected["in_channels"]:
+        wanted = f"{expected['in_channels']} inputs and {expected['out_channels']} outputs, as its plans tell"
         found = f"{first} inputs and {', '.join(map(str, sorted(heads)))} outputs"
-        todo = "pass --like with a checkpoint of nnU-Net that was trained for this task"
-        raise UsageError("the network is of another task than its plans", where=path, wanted=wanted, found=found, todo=todo)
+    elif not fits_task(metadata):
+        planned = task_of_plans(metadata.origin)
+        wanted, found = (_described(task) for task in (planned, metadata.task))
+    elif known.get("name") == NAME and (different := _differing(known["arguments"], expected["arguments"])):
+        failed = "the network is another one than that of its plans"
+        wanted, found = (f"{different} {of.get(different)}" for of in (expected["arguments"], known["arguments"]))
+    if wanted:
+        todo = "pass --like with a checkpoint of nnU-Net for this task, or with the folder of its data set in nnUNet_preprocessed"
+        raise UsageError(failed, where=path, wanted=wanted, found=found, todo=todo)
+
+
+def fits_task(metadata: Metadata) -> bool:
+    """Whether modalities and outputs are those of the plans; True where one of the two does not say."""
+    planned, task = task_of_plans(metadata.origin), metadata.task
+    return planned is None or task is None or _compared(planned) == _compared(task)
+
+
+def _compared(task: TaskSpec) -> tuple[object, ...]:
+    return task.modalities, list(task.outputs.items()), task.exclusive
+
+
+def _described(task: TaskSpec | None) -> str:
+    return (
+        "" if task is None else f"{' + '.join(task.modalities)} to {', '.join(f'{name} {list(ids)}' for name, ids in task.outputs.items())}"
+    )
+
+
+def _differing(known: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
+    """The first argument of the network that is another one; deep supervision is no part of it."""
+    return next((key for key in expected if json_digest(known.get(key)) != json_digest(expected[key])), None)
+
+
+def _continues(metadata: Metadata) -> bool:
+    return metadata.origin.get("format") == NAME and fits_task(metadata)
 
 
 NNUNET = register(
@@ -190,7 +256,7 @@ NNUNET = register(
         recognises=recognises,
         open=open_nnunet,
         write=write_nnunet,
-        continues=lambda metadata: metadata.origin.get("format") == NAME,
+        continues=_continues,
         also=(".pth",),
     )
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.architectures import NetworkSpec, architecture, default_partitions, network_shapes
-from mergekit3d.checkpoints import Checkpoint, TaskSpec, open_checkpoint
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, open_checkpoint, origin_of
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, MergeMethod, Parameters, parameters_of
 from mergekit3d.merging.partitions import Partitions, assign, check_patterns, unmatched
@@ -35,7 +35,7 @@ class FusionPlan:
         task: task of the output, where known.
         adapted: the checkpoint that ``adapt`` wrote, whose private tensors are carried over.
         seed: of random tensors.
-        origin: what the output holds of the format that its task's source came in.
+        origin: what the reference source's file held beside its tensors.
         remarks: what a person should know before it is carried out, one line each.
     """
 
@@ -121,15 +121,9 @@ def plan_fusion(loaded: LoadedRecipe, *, seed: int | None = None, uniform: bool 
         task=output_task,
         adapted=adapted,
         seed=recipe.seed if seed is None else seed,
-        origin=_origin(reference, output_task),
+        origin=origin_of(reference.checkpoint),
         remarks=(*_on_unmatched(unmatched(partitions, shapes)), *_on_dtypes(tensors, sources)),
     )
-
-
-def _origin(reference: Source, task: TaskSpec | None) -> Mapping[str, Any]:
-    """What the reference's file held beside its tensors, where the output is of the same task."""
-    metadata = reference.checkpoint.metadata
-    return metadata.origin if metadata is not None and task == reference.task else {}
 
 
 def _on_unmatched(names: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes, stems_of
 from mergekit3d.architectures.initialise import XAVIER, initial_tensor, initial_tensors
-from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint, origin_of
 from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.partitions import kinds
@@ -36,12 +36,14 @@ class Start:
         values: initial value of every tensor, in the network's order.
         outcomes: of every tensor: copied, expanded, fused, random ...
         origin: digests of the files that the values come from, for provenance.
+        kept: what the file of another program held beside its tensors; see `Metadata.origin`.
     """
 
     network: NetworkSpec
     values: Mapping[str, np.ndarray]
     outcomes: Mapping[str, str]
     origin: Mapping[str, Any]
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """The network with these values."""
@@ -109,7 +111,7 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         else:
             _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])
         outcomes[name] = outcome
-    return Start(spec, values, outcomes, {"init": checkpoint.digest})
+    return Start(spec, values, outcomes, {"init": checkpoint.digest}, origin_of(checkpoint))
 
 
 def fusion_start(plan: FusionPlan) -> Start:
@@ -121,7 +123,7 @@ def fusion_start(plan: FusionPlan) -> Start:
     by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
     values = {name: of_entry(by_name[name].entry) for name in shapes}
     outcomes = {name: by_name[name].outcome for name in shapes}
-    return Start(plan.network, values, outcomes, {"sources": [source.checkpoint.digest for source in plan.sources]})
+    return Start(plan.network, values, outcomes, {"sources": [source.checkpoint.digest for source in plan.sources]}, plan.origin)
 
 
 def _heads(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:

@@ -108,6 +108,7 @@ class Stage:
             method=self.method,
             provenance={**self.start.origin, **held, **self.provenance, "recipe": self.identity(), "seed": self.seed, **provenance},
             tool=tool(),
+            origin=self.start.kept,
         )
 
     def identity(self) -> str:

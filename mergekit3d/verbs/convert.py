@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.architectures import network_of
-from mergekit3d.checkpoints import CHECKPOINT, Checkpoint, Metadata, format_for, open_checkpoint, recognised_format
+from mergekit3d.checkpoints import CHECKPOINT, Checkpoint, Metadata, format_for, open_checkpoint, origin_of, recognised_format
 from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import UsageError
@@ -106,5 +106,5 @@ def described(opened: Checkpoint) -> Metadata:
         architecture=None if network is None else network.as_json(),
         tool=tool(),
         aliases=dict(opened.aliases),
-        origin={} if "code" in known.origin else known.origin,
+        origin=origin_of(opened),
     )

@@ -163,11 +163,11 @@ def test_bare_state_dict_is_not_guessed():
 def test_network_that_gives_a_list_gives_its_finest_output():
     """In training all of them, the finest first, which BasicUNet++ has last; nnU-Net's and DynUNet's are in that order."""
     network = build_network(NetworkSpec("monai.BasicUNetPlusPlus", 1, 2, {"features": [2] * 6, "deep_supervision": True}))
-    image = torch.randn(1, 1, 16, 16, 16)
+    image = torch.randn(1, 1, 32, 32, 32)
     finest = []
     network.final_conv_0_4.register_forward_hook(lambda _, __, output: finest.append(output))
 
     levels = network.train()(image)
-    assert [(1, 2, 16, 16, 16)] * 4 == [tuple(level.shape) for level in levels]
+    assert [(1, 2, 32, 32, 32)] * 4 == [tuple(level.shape) for level in levels]
     assert torch.equal(finest[0], levels[0])
     assert torch.equal(network.eval()(image), finest[1])
