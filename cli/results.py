@@ -137,7 +137,9 @@ def predict(
     patch_size: PatchSize = None,
     overlap: Annotated[float, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows.")] = 0.5,
     mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")] = False,
-    mirror_axes: Annotated[str, typer.Option(metavar="x,y,z", help="For --mirror: x is left-right.")] = "x",
+    mirror_axes: Annotated[
+        str | None, typer.Option(metavar="x,y,z", help="For --mirror: x is left-right; else what the checkpoint allows, or x.")
+    ] = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities/<subject>.nii.gz too.")] = False,
     submission: Annotated[
         Literal["brats"] | None, typer.Option(metavar="brats", help="Write the label ids of a challenge: 4, 1, 2 from ET, TC, WT.")
@@ -168,7 +170,7 @@ def predict(
         patch_size=size_of(patch_size, "--patch-size"),
         overlap=overlap,
         mirror=mirror,
-        mirror_axes=axes_of(mirror_axes),
+        mirror_axes=None if mirror_axes is None else axes_of(mirror_axes),
         probabilities=probabilities,
         submission=submission,
         options=options,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mergekit3d.architectures import NetworkSpec, check_shapes, network_of
-from mergekit3d.checkpoints import Checkpoint, TaskSpec
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, unsaid
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.plan.architecture import resolve_network
 from mergekit3d.recipe.models import ArchitectureModel
@@ -47,8 +48,11 @@ def task_of_source(
     from mergekit3d.datasets.labels import output_set
     from mergekit3d.datasets.subject import canonical_modality
 
-    if checkpoint.metadata is not None and checkpoint.metadata.task is not None and modalities is None and regions is None:
-        return checkpoint.metadata.task
+    told, why = None if checkpoint.metadata is None else checkpoint.metadata.task, unsaid(checkpoint)
+    if why is not None:
+        raise InputError("the task of the checkpoint cannot be said", where=checkpoint.path, found=why)
+    if told is not None and regions is None:
+        return told if modalities is None else replace(told, modalities=tuple(map(canonical_modality, modalities)))
     known = sorted({modality for subject in dataset.subjects for modality in subject.images})
     chosen = (
         tuple(map(canonical_modality, modalities)) if modalities is not None else _guess_modalities(checkpoint, spec.in_channels, known)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, check_shapes, network_of
-from mergekit3d.checkpoints import TaskSpec, load_tensors, open_checkpoint
+from mergekit3d.checkpoints import TaskSpec, allowed_mirroring, load_tensors, open_checkpoint, unsaid
 from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.labels import encode
 from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
@@ -86,9 +86,16 @@ def load_predictor(
     *,
     patch_size: tuple[int, int, int] | None = None,
     overlap: float = 0.5,
-    mirror_axes: tuple[int, ...] = (),
+    mirror_axes: tuple[int, ...] | None = (),
 ) -> Predictor:
     """A predictor from a checkpoint that says its architecture and task.
+
+    Args:
+        checkpoint: the file.
+        options: device and precision.
+        patch_size: see `Predictor`, as the next two.
+        overlap: of neighbouring windows.
+        mirror_axes: None: those that the network may be mirrored along, by its checkpoint (nnU-Net's say so), else left-right.
 
     Raises:
         InputError: the checkpoint is damaged, or does not say what it predicts.
@@ -97,13 +104,15 @@ def load_predictor(
     opened.check_finite()
     spec, task = network_of(opened), None if opened.metadata is None else opened.metadata.task
     if spec is None or task is None:
-        missing = "its architecture" if spec is None else "its modalities and regions"
-        raise InputError(
-            "the checkpoint does not say what it predicts", where=opened.path, wanted=missing, todo="use a checkpoint that mergekit3d wrote"
-        )
+        missing, why = "its architecture" if spec is None else "its modalities and regions", unsaid(opened)
+        todo = "use a checkpoint that mergekit3d wrote" if why is None else "predict with nnUNetv2_predict; merging needs no task"
+        raise InputError("the checkpoint does not say what it predicts", where=opened.path, wanted=missing, found=why, todo=todo)
     check_shapes(spec, opened.shapes, opened.path)
     network = build_network(spec)
     network.load_state_dict(load_tensors(opened))
+    if mirror_axes is None:
+        told = allowed_mirroring(opened)
+        mirror_axes = MIRROR_AXES if told is None else told
     return predictor_from(
         network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror_axes=mirror_axes, digest=opened.digest
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.checkpoints import lightning, monai, nnunet, pt, safetensors, torchscript  # noqa: F401  importing registers
+from mergekit3d.checkpoints import lightning, monai, nnunet, nnunet_plans, pt, safetensors, torchscript  # noqa: F401  importing registers
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
 from mergekit3d.checkpoints.formats import FORMATS, Format, check_file, is_folder, recognise
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec
@@ -29,6 +29,7 @@ __all__ = [
     "TaskSpec",
     "TensorEntry",
     "aliases_of",
+    "allowed_mirroring",
     "check_weights",
     "format_for",
     "load_tensors",
@@ -36,8 +37,12 @@ __all__ = [
     "origin_of",
     "recognised_format",
     "save_tensors",
+    "unsaid",
     "write_checkpoint",
 ]
+
+
+TRAININGS = ("train", "adapt", "finetune")
 
 
 def open_checkpoint(path: Path | str, *, verify: bool = True) -> Checkpoint:
@@ -141,6 +146,24 @@ def origin_of(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """What a file of another program holds beside its tensors, for what is made from it; code that was not run is no part of it."""
     origin = {} if checkpoint.metadata is None else checkpoint.metadata.origin
     return {} if "code" in origin else origin
+
+
+def allowed_mirroring(checkpoint: Checkpoint) -> tuple[int, ...] | None:
+    """The axes of x, y, z (0, 1, 2) that a network of nnU-Net, or a merge of such, may be mirrored along; None where nothing tells.
+
+    What mergekit3d trained since was mirrored as its recipe said.
+    """
+    origin, metadata = origin_of(checkpoint), checkpoint.metadata
+    if metadata is None or origin.get("format") != nnunet.NAME or metadata.method in TRAININGS or not metadata.architecture:
+        return None
+    axes = metadata.architecture.get("axes")
+    return None if axes is None else tuple(sorted(axes[axis] for axis in origin["mirroring_axes"] or ()))
+
+
+def unsaid(checkpoint: Checkpoint) -> str | None:
+    """Why the task of a checkpoint of nnU-Net cannot be said, in a few words; None of any other."""
+    origin = origin_of(checkpoint)
+    return nnunet_plans.unsaid_task(origin) if origin.get("format") == nnunet.NAME else None
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

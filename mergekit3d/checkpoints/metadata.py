@@ -18,7 +18,7 @@ KEY = "mergekit3d"
 FORMAT_VERSION = 1
 CHECKPOINT = "checkpoint"
 FISHER = "fisher"
-NORMALISATIONS = ("zscore", "rank", "none")
+NORMALISATIONS = ("zscore", "rank", "none", "zscore-image", "rescale")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class TaskSpec:
         modalities: canonical names of the input channels, in order.
         outputs: label ids of every region or class, in the order of the output channels.
         exclusive: False for one sigmoid a region; True for a softmax whose channel 0 is the background (not in `outputs`).
-        normalisation: of the intensities, per modality over the foreground: zscore, rank or none.
+        normalisation: of the intensities, per modality: zscore or rank over the foreground; zscore-image or rescale (to 0 ... 1) over
+            the box of all that is not 0; or none.
         spacing_mm: voxel size that subjects are resampled to; None keeps the native one.
     """
 

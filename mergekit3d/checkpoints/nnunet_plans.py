@@ -16,7 +16,13 @@ DATASET_KEYS = (
     "channel_names", "modality", "labels", "regions_class_order", "file_ending", "numTraining", "name", "overwrite_image_reader_writer",
 )  # fmt: skip
 """What is kept of dataset.json: the rest may name subjects."""
-NORMALISATIONS = {"ZScoreNormalization": "zscore", "NoNormalization": "none"}
+NORMALISATIONS = {
+    ("ZScoreNormalization", True): "zscore",
+    ("ZScoreNormalization", False): "zscore-image",
+    **{("NoNormalization", masked): "none" for masked in (True, False)},
+    **{("RescaleTo01Normalization", masked): "rescale" for masked in (True, False)},
+}
+"""By the scheme, and whether statistics are those of the foreground (`use_mask_for_norm`)."""
 OLD_CLASSES = {
     "PlainConvUNet": ("dynamic_network_architectures.architectures.unet.PlainConvUNet", "n_conv_per_stage"),
     "ResidualEncoderUNet": ("dynamic_network_architectures.architectures.unet.ResidualEncoderUNet", "n_blocks_per_stage"),
@@ -68,20 +74,16 @@ def network_of_plans(origin: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def task_of_plans(origin: Mapping[str, Any]) -> TaskSpec | None:
-    """The task; None where mergekit3d cannot say it: CT, labels that are not 0, 1, 2 ..., several channels of one name.
+    """The task; None where mergekit3d cannot say it; `unsaid_task` tells why.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError, IndexError: the plans are of another form.
     """
     plans, dataset = origin["plans"], origin["dataset_json"]
     configuration = configuration_of(plans, origin["configuration"])
-    schemes = {NORMALISATIONS.get(scheme) for scheme in configuration["normalization_schemes"]}
-    labels, regions = all_labels(dataset), regions_of(dataset)
-    modalities = tuple(canonical_modality(name) for name in channel_names(dataset))
-    if len(set(modalities)) < len(modalities) or len(schemes) != 1 or None in schemes:
+    if unsaid_task(origin) is not None:
         return None
-    if not regions and labels != list(range(len(labels))):
-        return None
+    modalities, regions = tuple(canonical_modality(name) for name in channel_names(dataset)), regions_of(dataset)
     in_order = sorted(dataset["labels"].items(), key=lambda item: _ids(item[1]))
     outputs = regions or {str(name): tuple(_ids(ids)) for name, ids in in_order if _is_output(name, ids)}
     spacing = [float(configuration["spacing"][axis]) for axis in plans["transpose_backward"]][::-1]
@@ -91,9 +93,38 @@ def task_of_plans(origin: Mapping[str, Any]) -> TaskSpec | None:
         modalities=modalities,
         outputs=outputs,
         exclusive=not regions,
-        normalisation=str(schemes.pop()),
+        normalisation=NORMALISATIONS[_schemes(configuration)[0]],
         spacing_mm=(spacing[0], spacing[1], spacing[2]),
     )
+
+
+def unsaid_task(origin: Mapping[str, Any]) -> str | None:
+    """Why mergekit3d cannot say the task of a checkpoint, in a few words; None where it can.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, IndexError: the plans are of another form.
+    """
+    dataset = origin["dataset_json"]
+    names = [canonical_modality(name) for name in channel_names(dataset)]
+    if len(set(names)) < len(names):
+        return f"several channels of one name ({', '.join(names)})"
+    schemes = _schemes(configuration_of(origin["plans"], origin["configuration"]))
+    unknown = next((scheme for scheme, masked in schemes if (scheme, masked) not in NORMALISATIONS), None)
+    if unknown is not None:
+        return f"the normalisation {unknown}"
+    if len({NORMALISATIONS[scheme] for scheme in schemes}) > 1:
+        return "normalisations that differ between the channels"
+    labels = all_labels(dataset)
+    if not regions_of(dataset) and labels != list(range(len(labels))):
+        return f"labels that are not 0, 1, 2 ... ({', '.join(map(str, labels))})"
+    return None
+
+
+def _schemes(configuration: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """Of every channel, the scheme and whether it goes by the foreground; plans that do not say go by it."""
+    schemes = [str(scheme) for scheme in configuration["normalization_schemes"]]
+    masked = configuration.get("use_mask_for_norm") or [True] * len(schemes)
+    return [(scheme, bool(of_channel)) for scheme, of_channel in zip(schemes, masked, strict=True)]
 
 
 def channel_names(dataset: Mapping[str, Any]) -> list[str]:

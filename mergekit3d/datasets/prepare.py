@@ -15,7 +15,7 @@ from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.errors import InputError
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.volumes.nifti import Grid, Volume, read_labels
-from mergekit3d.volumes.normalise import NORMALISATIONS, foreground_mask
+from mergekit3d.volumes.normalise import NORMALISATIONS, WHOLE_IMAGE, foreground_mask
 from mergekit3d.volumes.orientation import Shape
 from mergekit3d.volumes.resample import has_spacing, onto_grid, same_grid, spaced_grid, within_view
 
@@ -106,20 +106,26 @@ def prepare(
     labels = subject_labels(subject, task.outputs, vocabulary, called=f"subject {number}") if with_target else None
     reference = next(iter(volumes.values())) if labels is None else _of_labels(labels, volumes, number)
     images = np.stack([_on_reference(volume, reference, modality, number, reporter) for modality, volume in volumes.items()])
-    mask = foreground_mask(images)
+    whole = WHOLE_IMAGE.get(task.normalisation)
+    mask = foreground_mask(images) if whole is None else np.asarray((images != 0).any(axis=0))
     if not mask.any():
         raise InputError("the images are empty", where=f"subject {number}", wanted="foreground", found="one value everywhere")
-    box = bounding_box(mask, MARGIN)
+    box = bounding_box(mask, MARGIN if whole is None else 0)
     images, mask = images[:, *box.slices], mask[box.slices]
     affine = cropped_affine(reference.affine, box)
     cropped = None if labels is None else labels.data[box.slices]
+    if whole is not None:
+        # As nnU-Net does: before the voxels change, over all of the box.
+        for image, modality in zip(images, task.modalities, strict=True):
+            _refuse_constant(image, modality, f"subject {number}, {modality}")
+            image[...] = whole(image)
     if task.spacing_mm is not None and not has_spacing(affine, task.spacing_mm):
         shape, target_affine = spaced_grid(box.shape, affine, task.spacing_mm)
         images = np.stack([within_view(image, affine, shape, target_affine, order=1) for image in images])
         mask = within_view(mask.astype(np.uint8), affine, shape, target_affine, order=0).astype(bool)
         cropped = None if cropped is None else within_view(cropped, affine, shape, target_affine, order=0)
         affine = target_affine
-    for image, modality in zip(images, task.modalities, strict=True):
+    for image, modality in zip(images, task.modalities, strict=True) if whole is None else ():
         image[...] = _normalised(image, mask, task.normalisation, modality, f"subject {number}, {modality}")
     target = None if cropped is None else encode(cropped, task)
     return Prepared(number, np.ascontiguousarray(images), target, affine, box, reference.native)
@@ -235,7 +241,10 @@ def cropped_affine(affine: Array, box: Box) -> Array:
 def _normalised(image: Array, mask: Array, normalisation: str, modality: str, called: str) -> Array:
     """Statistics come from the foreground voxels where this modality has a value: it may cover less than the others."""
     inside = mask & (image != 0)
-    values = image[inside]
+    _refuse_constant(image[inside], modality, called)
+    return NORMALISATIONS[normalisation](image, inside)
+
+
+def _refuse_constant(values: Array, modality: str, called: str) -> None:
     if values.size == 0 or values.min() == values.max():
         raise InputError("an image is constant over the foreground", where=called, wanted=f"{modality} intensities", found="one value")
-    return NORMALISATIONS[normalisation](image, inside)

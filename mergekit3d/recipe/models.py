@@ -95,7 +95,10 @@ class TargetModel(Model):
     regions: Outputs | None = Field(None, description="label ids of each region (one sigmoid each), or a shipped set: hcp-1-7, brats ...")
     labels: Outputs | None = Field(None, description="label ids of each class, exclusive (softmax)")
     split: SplitModel | Path = Field(SplitModel(), description="numbers and seed, a file, or a fold; left out: a list's own")
-    normalisation: Literal["zscore", "rank", "none"] = Field("zscore", description="intensities, per modality over the foreground")
+    normalisation: Literal["zscore", "rank", "none", "zscore-image", "rescale"] = Field(
+        "zscore",
+        description="intensities of each modality: zscore, rank over the foreground; zscore-image, rescale (0 to 1) over the whole image",
+    )
     spacing_mm: Spacing | None = Field(None, description="voxel size to resample to; left out: native")
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from mergekit3d.datasets.prepare import pasted
 from mergekit3d.datasets.reading import image_identities
 from mergekit3d.errors import UsageError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
-from mergekit3d.prediction import MIRROR_AXES, ensemble_of, mean_probabilities, open_subjects
+from mergekit3d.prediction import ensemble_of, mean_probabilities, open_subjects
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.storage.atomic import refuse_existing, write_json
 from mergekit3d.storage.lock import output_lock
@@ -71,7 +71,7 @@ def predict(
     patch_size: tuple[int, int, int] | None = None,
     overlap: float = 0.5,
     mirror: bool = False,
-    mirror_axes: Sequence[int] = MIRROR_AXES,
+    mirror_axes: Sequence[int] | None = None,
     probabilities: bool = False,
     submission: str | None = None,
     options: Options = DEFAULT_OPTIONS,
@@ -90,7 +90,7 @@ def predict(
         patch_size: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows.
         mirror: average over mirrored copies.
-        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior.
+        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior; left out: those that nnU-Net's checkpoints allow, else 0.
         probabilities: write ``probabilities/<subject>.nii.gz`` too, (X, Y, Z, outputs) float32.
         submission: write the label ids that a challenge takes: brats (4, 1, 2 from ET, TC, WT).
         options: device, precision; ``resume`` keeps the segmentations of the same checkpoints, settings and images.
@@ -104,7 +104,7 @@ def predict(
     """
     from mergekit3d.training.processes import shared_work
 
-    out, axes = Path(out), _axes(mirror_axes) if mirror else ()
+    out, axes = Path(out), None if mirror and mirror_axes is None else _axes(mirror_axes or ()) if mirror else ()
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     how = {"patch_size": patch_size, "overlap": overlap, "mirror_axes": axes}
     with shared_work(options, reporter) as (group, own_options, own_reporter):
@@ -117,7 +117,7 @@ def predict(
             "labels": {name: list(ids) for name, ids in written.outputs.items()},
             "patch_size": patch_size and list(patch_size),
             "overlap": overlap,
-            "mirror_axes": list(axes),
+            "mirror_axes": list(members[0].mirror_axes),
             "probabilities": probabilities,
             "precision": members[0].runtime.precision,
         }

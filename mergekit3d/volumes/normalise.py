@@ -64,4 +64,32 @@ def unchanged(image: Array, _mask: Array) -> Array:
     return image.astype(np.float32, copy=False)
 
 
+def zscore_image(image: Array) -> Array:
+    """Mean 0 and standard deviation 1 over all voxels, those of the background too.
+
+    Args:
+        image: (X, Y, Z) float32, not constant; cropped to what is not 0.
+
+    Returns:
+        float32, (X, Y, Z).
+
+    Source: nnU-Net's ZScoreNormalization without a mask.
+    """
+    values = image.astype(np.float64)
+    return np.asarray((values - values.mean()) / values.std(), np.float32)
+
+
+def rescale(image: Array) -> Array:
+    """From the lowest to the highest value, 0 to 1.
+
+    Args and returns as `zscore_image`.
+
+    Source: nnU-Net's RescaleTo01Normalization.
+    """
+    values = image.astype(np.float64)
+    return np.asarray((values - values.min()) / np.ptp(values), np.float32)
+
+
 NORMALISATIONS = {"zscore": zscore, "rank": rank, "none": unchanged}
+WHOLE_IMAGE = {"zscore-image": zscore_image, "rescale": rescale}
+"""Those that look at all voxels of an image which is cropped to what is not 0."""

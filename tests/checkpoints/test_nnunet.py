@@ -11,8 +11,11 @@ import torch
 
 from mergekit3d import convert, fuse, verify
 from mergekit3d.architectures import network_of
-from mergekit3d.checkpoints import TaskSpec, open_checkpoint, recognised_format
+from mergekit3d.checkpoints import TaskSpec, allowed_mirroring, open_checkpoint, recognised_format
 from mergekit3d.errors import InputError, UsageError
+from mergekit3d.fisher_source import task_of_source
+from mergekit3d.options import Options
+from mergekit3d.prediction import load_predictor
 from tests.builders import assert_mutants_are_refused, nnunet_plans, nnunet_state, save_nnunet, save_source, write_recipe
 
 
@@ -29,7 +32,7 @@ def test_network_and_task_are_told_by_the_file(tmp_path):
     assert ("nnunet", 2, 3) == (network.name, network.in_channels, network.out_channels)
     assert "dynamic_network_architectures.architectures.unet.PlainConvUNet" == network.arguments["class_name"]
     assert [2, 1, 0] == network.arguments["axes"]
-    assert TaskSpec(("t1", "t1ce"), {"csf": (1,), "gm": (2,)}, True, "zscore", (1.5, 2.0, 3.0)) == checkpoint.metadata.task
+    assert TaskSpec(("t1", "t1ce"), {"csf": (1,), "gm": (2,)}, True, "zscore-image", (1.5, 2.0, 3.0)) == checkpoint.metadata.task
     assert "nnunet" == recognised_format(tmp_path / "checkpoint_best.pth").name
     assert "DOE" not in json.dumps(checkpoint.metadata.as_json())
     assert (44, 16) == (len(checkpoint.entries), len(checkpoint.owners))
@@ -53,20 +56,47 @@ def test_labels_go_by_their_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "labels"),
+    ("change", "labels", "why"),
     [
-        ({"normalization_schemes": ["CTNormalization", "CTNormalization"]}, None),
-        ({"normalization_schemes": ["ZScoreNormalization", "NoNormalization"]}, None),
-        ({}, {"background": 0, "a": 1, "b": 5}),
+        ({"normalization_schemes": ["CTNormalization"] * 2}, None, "the normalisation CTNormalization"),
+        ({"normalization_schemes": ["RGBTo01Normalization"] * 2}, None, "the normalisation RGBTo01Normalization"),
+        (
+            {"normalization_schemes": ["ZScoreNormalization", "NoNormalization"]},
+            None,
+            "normalisations that differ between the channels",
+        ),
+        ({"use_mask_for_norm": [True, False]}, None, "normalisations that differ between the channels"),
+        ({}, {"background": 0, "a": 1, "b": 5}, r"labels that are not 0, 1, 2 ... \(0, 1, 5\)"),
     ],
-    ids=["CT", "mixed", "gaps"],
+    ids=["CT", "RGB", "mixed", "masks", "gaps"],
 )
-def test_task_that_cannot_be_said_is_none(tmp_path, change, labels):
-    """The tensors open all the same, and can be merged."""
+def test_task_that_cannot_be_said_is_none(tmp_path, change, labels, why):
+    """The tensors open all the same, and can be merged; predict and fisher tell why not."""
     save_nnunet(tmp_path / "m.pth", plans=nnunet_plans(**change), labels=labels)
+    checkpoint = open_checkpoint(tmp_path / "m.pth")
 
     assert task(tmp_path / "m.pth") is None
-    assert network_of(open_checkpoint(tmp_path / "m.pth")) is not None
+    assert network_of(checkpoint) is not None
+    with pytest.raises(InputError, match=f"does not say what it predicts: .*found {why}; predict with nnUNetv2_predict"):
+        load_predictor(tmp_path / "m.pth", Options(device="cpu"))
+    with pytest.raises(InputError, match=f"the task of the checkpoint cannot be said: .*found {why}"):
+        task_of_source(checkpoint, network_of(checkpoint), None, None, None, "sampled")
+
+
+@pytest.mark.parametrize(
+    ("expected", "scheme", "masked"),
+    [
+        ("zscore", "ZScoreNormalization", True),
+        ("zscore-image", "ZScoreNormalization", False),
+        ("none", "NoNormalization", False),
+        ("rescale", "RescaleTo01Normalization", False),
+    ],
+)
+def test_normalisation_is_that_of_the_plans(tmp_path, expected, scheme, masked):
+    """A z-score is that of the foreground where they say so, else that of the whole image."""
+    save_nnunet(tmp_path / "m.pth", plans=nnunet_plans(normalization_schemes=[scheme] * 2, use_mask_for_norm=[masked] * 2))
+
+    assert expected == task(tmp_path / "m.pth").normalisation
 
 
 @pytest.mark.parametrize("change", [{"patch_size": [16, 16]}, {"previous_stage": "3d_lowres"}], ids=["2d", "cascade"])
@@ -239,3 +269,27 @@ def test_mutants_raise_nothing_but_input_errors(tmp_path):
     """And never give other values: torch's archive has checksums, which are looked at."""
     save_nnunet(tmp_path / "m.pth")
     assert_mutants_are_refused(tmp_path / "m.pth")
+
+
+@pytest.mark.parametrize(
+    ("expected", "axes", "transposed"),
+    [((0, 1, 2), (0, 1, 2), [0, 1, 2]), ((0, 1), (1, 2), [0, 1, 2]), ((2,), (1,), [1, 0, 2]), ((), None, [0, 1, 2])],
+    ids=["all", "two", "transposed", "none"],
+)
+def test_axes_that_it_may_be_mirrored_along(tmp_path, expected, axes, transposed):
+    """In our order, x first; nnU-Net's arrays have z first, and the plans may order them otherwise. A merge keeps them."""
+    plans = nnunet_plans()
+    plans["transpose_forward"] = plans["transpose_backward"] = transposed
+    for number in (1, 2):
+        save_nnunet(tmp_path / f"m{number}.pth", seed=number, plans=plans, inference_allowed_mirroring_axes=axes)
+    sources = "[{name: a, checkpoint: m1.pth}, {name: b, checkpoint: m2.pth}]"
+    fused = fuse(write_recipe(tmp_path, f"version: 1\nsources: {sources}\nmerge: {{method: mean-imm, out: fused.safetensors}}\n")).out
+
+    assert expected == allowed_mirroring(open_checkpoint(tmp_path / "m1.pth")) == allowed_mirroring(open_checkpoint(fused))
+
+
+def test_mirroring_of_others(tmp_path):
+    """A network that mergekit3d trained says nothing of it."""
+    save_source(tmp_path / "m1.safetensors")
+
+    assert allowed_mirroring(open_checkpoint(tmp_path / "m1.safetensors")) is None

@@ -243,7 +243,7 @@ def test_predict(mergekit, fake):
     assert 0 == outcome.exit_code, outcome.stderr
     assert (Path("best.pt"), Path("brats"), Path("predictions")) == seen["arguments"]
     assert ("auto", (64, 64, 64), 0.25, True) == tuple(seen[key] for key in ("layout", "patch_size", "overlap", "mirror"))
-    assert ((0,), False, None) == tuple(seen[key] for key in ("mirror_axes", "probabilities", "submission"))
+    assert (None, False, None) == tuple(seen[key] for key in ("mirror_axes", "probabilities", "submission"))
 
 
 def test_predict_by_an_ensemble(mergekit, fake):

@@ -95,6 +95,22 @@ def test_other_normalisations(subject, normalisation, low, high):
     assert high >= inside.max() > high - 0.05 * (high - low)
 
 
+@pytest.mark.parametrize(
+    ("normalisation", "expected"),
+    [("zscore-image", lambda values: (values - values.mean()) / values.std()), ("rescale", lambda values: values / values.max())],
+)
+def test_normalisation_over_the_whole_image(tmp_path, write, normalisation, expected):
+    """Of the box of all that is not 0, as nnU-Net crops: without a margin, zeros inside of it count."""
+    image = intensities(1)
+    image[5, 4:6, 6] = 0
+    task = TaskSpec(modalities=("t1",), outputs={"WT": (1, 2, 4)}, normalisation=normalisation)
+
+    prepared = prepare(Subject("a", {"t1": write(tmp_path / "t1.nii", image)}, None), 1, task, vocabulary=BRATS, with_target=False)
+
+    assert BLOCK == prepared.box.slices
+    np.testing.assert_allclose(expected(image[BLOCK].astype(np.float64)), prepared.image[0], atol=1e-5)
+
+
 def test_restore_inverts_the_crop(subject):
     """What a network says about the crop comes back in its place on the native grid, 0 outside."""
     prepared = prepare(subject, 1, TASK, vocabulary=BRATS)
