@@ -26,8 +26,9 @@ HEAD = re.compile(r"(?:.*\.)?seg_layers\.\d+\.(weight|bias)")
 
 
 def build(spec: NetworkSpec) -> nn.Module:
-    """The network of a specification, without deep supervision: its output is that of full resolution alone.
+    """The network of a specification.
 
+    Its output is that of full resolution; in training those of all levels, where nnU-Net's trainer had deep supervision.
     nnU-Net's arrays have the axes of the plans; ours are x, y, z. The network takes and gives ours.
 
     Raises:
@@ -44,8 +45,14 @@ def build(spec: NetworkSpec) -> nn.Module:
     except (TypeError, ValueError, AssertionError, LookupError, AttributeError, ArithmeticError) as error:
         found = f"{type(error).__name__}: {error}"[:200]
         raise RecipeError("cannot build the network", where=spec.arguments["class_name"], found=found) from error
+    if spec.arguments.get("deep_supervision") and hasattr(getattr(network, "decoder", None), "deep_supervision"):
+        network.register_forward_pre_hook(_supervised_in_training)
     turn_axes(network, spec.arguments["axes"])
     return network
+
+
+def _supervised_in_training(network: nn.Module, _: object) -> None:
+    network.decoder.deep_supervision = network.training  # type: ignore[union-attr]
 
 
 def turn_axes(network: nn.Module, axes: Sequence[int]) -> None:
@@ -57,14 +64,16 @@ def turn_axes(network: nn.Module, axes: Sequence[int]) -> None:
     """
     if list(axes) == [0, 1, 2]:
         return
+    from torch import Tensor
+
     there = (0, 1, *(2 + axis for axis in axes))
     back = tuple(there.index(axis) for axis in range(5))
 
     def turned(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (arguments[0].permute(there), *arguments[1:])
 
-    def returned(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output.permute(back)
+    def returned(_: nn.Module, __: tuple[Tensor, ...], output: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
+        return output.permute(back) if isinstance(output, Tensor) else [level.permute(back) for level in output]
 
     network.register_forward_pre_hook(turned)
     network.register_forward_hook(returned)

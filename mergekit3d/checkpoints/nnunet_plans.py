@@ -70,6 +70,7 @@ def network_of_plans(origin: Mapping[str, Any]) -> dict[str, Any] | None:
         "arguments": dict(described["arch_kwargs"]),
         "imported": [str(key) for key in described["_kw_requires_import"]],
         "axes": [2 - axis for axis in transposed],
+        "deep_supervision": "NoDeepSupervision" not in str(origin.get("trainer_name")),
     }
 
 

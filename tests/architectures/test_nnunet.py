@@ -11,7 +11,9 @@ from mergekit3d.architectures import NetworkSpec, architecture, build_network, n
 from mergekit3d.architectures.nnunet import turn_axes
 from mergekit3d.checkpoints import load_tensors, open_checkpoint
 from mergekit3d.errors import RecipeError
-from tests.builders import nnunet_state, save_nnunet
+from mergekit3d.training.deep_supervision import outputs_of, over_levels
+from mergekit3d.training.loss import dice_cross_entropy_loss
+from tests.builders import nnunet_plans, nnunet_state, save_nnunet
 
 
 @pytest.fixture
@@ -82,4 +84,24 @@ def test_network_is_the_one_of_the_file(tmp_path, spec):
     network.load_state_dict(load_tensors(checkpoint))
 
     assert checkpoint.shapes == network_shapes(spec)
-    assert (1, 3, 8, 12, 4) == network(torch.zeros(1, 2, 8, 12, 4)).shape
+    assert (1, 3, 8, 12, 4) == network.eval()(torch.zeros(1, 2, 8, 12, 4)).shape
+
+
+@pytest.mark.needs_nnunet
+@pytest.mark.parametrize(("trainer", "levels"), [("nnUNetTrainer", 2), ("nnUNetTrainerNoDeepSupervision", 1)])
+def test_deep_supervision_in_training(tmp_path, trainer, levels):
+    """All levels, the finest first, where its trainer had them; alone the finest in evaluation, on our axes."""
+    plans, three = nnunet_plans(), [[3, 3, 3]] * 3
+    given = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    given |= {"n_stages": 3, "features_per_stage": [2, 4, 4], "kernel_sizes": three, "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}
+    given |= {"n_conv_per_stage": [1, 1, 1], "n_conv_per_stage_decoder": [1, 1]}
+    save_nnunet(tmp_path / "m.pth", plans=plans, trainer_name=trainer)
+    network = build_network(network_of(open_checkpoint(tmp_path / "m.pth")))
+    image = torch.randn(1, 2, 8, 16, 8)
+
+    trained, evaluated = outputs_of(network.train()(image)), network.eval()(image)
+    assert [(1, 3, 8, 16, 8), (1, 3, 4, 8, 8)][:levels] == [tuple(level.shape) for level in trained]
+    assert torch.equal(trained[0], evaluated)
+    # The coarsest level has no weight in the loss, as in nnU-Net.
+    targets = torch.zeros(1, 8, 16, 8, dtype=torch.long)
+    assert torch.isfinite(over_levels(dice_cross_entropy_loss)(network.train()(image), targets, exclusive=True))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergekit3d import convert, fuse
+from mergekit3d import fuse
 from mergekit3d.architectures import build_network, network_of
 from mergekit3d.checkpoints import load_tensors, open_checkpoint
 from tests.builders import NNUNET_LABELS, nnunet_plans, save_nnunet, write_recipe
@@ -36,18 +36,19 @@ for seed in (1, 2):
     trainer.save_checkpoint(f"{out}/m{seed}.pth")
 """
 PREDICT = "from nnunetv2.inference.predict_from_raw_data import predict_entry_point; predict_entry_point()"
-PRETRAINED = """
-import sys, torch
-from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-plans, file = eval(sys.argv[1]), sys.argv[2]
-of = plans["configurations"]["3d_fullres"]["architecture"]
-network = get_network_from_plans(of["network_class_name"], of["arch_kwargs"], of["_kw_requires_import"], 2, 9, True, True)
-load_pretrained_weights(network, file)
-state, loaded = network.state_dict(), torch.load(file, weights_only=True)["network_weights"]
-assert state.keys() == loaded.keys()
-assert all(torch.equal(state[name], loaded[name]) for name in state if ".seg_layers." not in name)
+TRAIN = """
+import nnunetv2.training.nnUNetTrainer.nnUNetTrainer as module
+initialize = module.nnUNetTrainer.initialize
+def shortened(trainer):
+    trainer.enable_deep_supervision = False  # nnU-Net divides by 0 where a network has one level alone
+    initialize(trainer)
+    trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 1, 2, 1
+module.nnUNetTrainer.initialize = shortened
+from nnunetv2.run.run_training import run_training_entry
+if __name__ == "__main__":
+    run_training_entry()
 """
+PREPROCESS = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import preprocess_entry; preprocess_entry()"
 DATASET = {
     "channel_names": {"0": "T1", "1": "T2"},
     "labels": NNUNET_LABELS,
@@ -97,12 +98,38 @@ def test_merge_of_its_checkpoints_predicts(tmp_path, nnunet):
 
 
 def test_training_starts_from_what_was_written(tmp_path, nnunet):
-    """`-pretrained_weights` takes every tensor but the heads, under every name, into a network of other heads."""
-    save_nnunet(tmp_path / "m.pth")
-    convert(tmp_path / "m.pth", tmp_path / "m.safetensors")
-    convert(tmp_path / "m.safetensors", tmp_path / "back.pth")
+    """`nnUNetv2_train -pretrained_weights` starts from a merge, in a data set of other labels, and trains an epoch."""
+    name, labels = "Dataset002_Other", {"background": 0, "a": 1, "b": 2, "c": 3}
+    raw, planned = tmp_path / "nnUNet_raw" / name, tmp_path / "nnUNet_preprocessed" / name
+    for folder in (raw / "imagesTr", raw / "labelsTr", planned):
+        folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for case in ("one", "two"):
+        for channel in range(2):
+            image = nibabel.Nifti1Image(rng.uniform(50, 100, (20, 18, 16)).astype(np.float32), np.diag([1.5, 2.0, 3.0, 1.0]))
+            nibabel.save(image, raw / "imagesTr" / f"{case}_000{channel}.nii.gz")
+        segmentation = nibabel.Nifti1Image(rng.integers(0, 4, (20, 18, 16)).astype(np.uint8), np.diag([1.5, 2.0, 3.0, 1.0]))
+        nibabel.save(segmentation, raw / "labelsTr" / f"{case}.nii.gz")
+    for folder in (raw, planned):
+        (folder / "dataset.json").write_text(json.dumps({**DATASET, "labels": labels}))
+    (planned / "nnUNetPlans.json").write_text(json.dumps({**nnunet_plans(), "dataset_name": name}))
+    (planned / "dataset_fingerprint.json").write_text("{}")
+    for seed in (1, 2):
+        save_nnunet(tmp_path / f"m{seed}.pth", seed=seed)
+    sources = "[{name: a, checkpoint: m1.pth}, {name: b, checkpoint: m2.pth}]"
+    fuse(write_recipe(tmp_path, f"version: 1\nname: x\nsources: {sources}\nmerge: {{method: mean-imm, out: fused.pth}}\n"))
+    nnunet(PREPROCESS, "-d", "2", "-c", "3d_fullres", "-np", "1")
+    fused, log = tmp_path / "x" / "fused.pth", "training_log_*.txt"
+    nnunet(TRAIN, "2", "3d_fullres", "all", "-device", "cpu", "-pretrained_weights", fused)
 
-    nnunet(PRETRAINED, nnunet_plans(), tmp_path / "back.pth")
+    folder = tmp_path / "nnUNet_results" / name / "nnUNetTrainer__nnUNetPlans__3d_fullres" / "fold_all"
+    assert "Epoch 0" in next(folder.glob(log)).read_text()
+    trained = torch.load(folder / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    start = torch.load(fused, weights_only=True)["network_weights"]
+    assert start.keys() == trained.keys()
+    moved = [float((trained[key] - start[key]).abs().max()) for key in start if ".seg_layers." not in key]
+    # Two steps at a rate of 0.01 move weights of a standard normal start, and none of them far.
+    assert 0 < max(moved) < 0.5
 
 
 def test_network_computes_what_that_of_nnunet_does(tmp_path):
@@ -116,6 +143,7 @@ def test_network_computes_what_that_of_nnunet_does(tmp_path):
     ours = build_network(network_of(checkpoint))
     for network in (theirs, ours):
         network.load_state_dict(load_tensors(checkpoint))
+        network.eval()
     image = torch.randn(1, 2, 8, 12, 4)
 
     with torch.no_grad():
