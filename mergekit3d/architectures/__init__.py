@@ -199,6 +199,12 @@ def built(**content: Any) -> nn.Module:
     return build_network(NetworkSpec.from_json(content))
 
 
+def multiple_of(content: Mapping[str, Any]) -> int:
+    """What input sizes of a network are a multiple of, by its specification as plain data: for MONAI bundles of ours."""
+    spec = NetworkSpec.from_json(content)
+    return architecture(spec.name).multiple_of(spec)
+
+
 def default_partitions(spec: NetworkSpec | None, shapes: Shapes) -> Partitions:
     """Which tensors are private where nobody says: those that a registered network names, else norms and heads.
 

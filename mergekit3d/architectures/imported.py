@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import Architecture, NetworkSpec
 from mergekit3d.architectures.ends import norms_and_heads, stems
+from mergekit3d.checkpoints.monai_networks import CHANNEL_ARGUMENTS, least_multiple
 from mergekit3d.errors import RecipeError
 from mergekit3d.registry import did_you_mean
 
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 MONAI_NETWORKS = "monai.networks.nets"
-CHANNEL_ARGUMENTS = (("in_channels", "out_channels"), ("in_channels", "num_classes"), ("in_channels", "n_classes"))
-DEFAULT_MULTIPLE = 32
 LEAST_AXES = 3
 FINEST_LAST = frozenset({"BasicUNetPlusPlus"})
+LISTS = FINEST_LAST | {"SegResNetVAE"}
+"""Networks of MONAI's that give several outputs in evaluation mode, too."""
 _allowed: set[str] = set()
 
 
@@ -43,7 +44,7 @@ def imported_architecture(name: str) -> Architecture:
         infer=lambda _: None,
         partitions=norms_and_heads,
         stems=stems,
-        multiple_of=_multiple_of,
+        multiple_of=lambda spec: least_multiple(spec.arguments),
     )
 
 
@@ -61,7 +62,8 @@ def _build(spec: NetworkSpec) -> nn.Module:
         raise RecipeError(
             "cannot build the network", where=spec.name, found=str(error)[:200], todo="check its keyword arguments"
         ) from error
-    network.register_forward_hook(_finest_first)
+    if not network_class.__module__.startswith(MONAI_NETWORKS) or network_class.__name__ in LISTS:
+        network.register_forward_hook(_finest_first)
     return network
 
 
@@ -95,15 +97,3 @@ def _find_class(name: str) -> Any:
         networks = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, nn.Module)]
         raise RecipeError("no such network", where=name, wanted="a torch.nn.Module", todo=did_you_mean(class_name, networks))
     return found
-
-
-def _multiple_of(spec: NetworkSpec) -> int:
-    if "multiple_of" in spec.arguments:
-        return int(spec.arguments["multiple_of"])
-    strides = spec.arguments.get("strides")
-    if strides:
-        product = 1
-        for stride in strides:
-            product *= max(stride) if isinstance(stride, (list, tuple)) else int(stride)
-        return product
-    return DEFAULT_MULTIPLE

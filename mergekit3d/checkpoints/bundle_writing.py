@@ -11,10 +11,17 @@ from typing import Any
 
 from mergekit3d.checkpoints.bundle import BUILT, METADATA
 from mergekit3d.checkpoints.metadata import Metadata, TaskSpec
+from mergekit3d.checkpoints.monai_networks import CHANNEL_ARGUMENTS, least_multiple
 from mergekit3d.errors import UsageError
 
-CHANNEL_ARGUMENTS = (("in_channels", "out_channels"), ("in_channels", "num_classes"), ("in_channels", "n_classes"))
 PATCH = 96
+MARGIN = 2
+"""Voxels around the foreground, as `mergekit3d.datasets.prepare` leaves them."""
+OVER_THE_BOX: Mapping[str, Mapping[str, Any]] = {
+    "zscore-image": {"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": False, "channel_wise": True},
+    "rescale": {"_target_": "ScaleIntensityd", "keys": "image", "minv": 0.0, "maxv": 1.0, "channel_wise": True},
+}
+"""Normalisations that look at all voxels of the box of what is not 0."""
 
 
 def configs_of(metadata: Metadata, path: Path) -> dict[str, bytes]:
@@ -67,10 +74,11 @@ def _inference(network: Mapping[str, Any], task: TaskSpec) -> dict[str, Any]:
         " for folder in sorted(glob.glob(os.path.join(@dataset_dir, '*')))]",
         "network_def": _network(network),
         "network": "$@network_def.to(@device)",
+        "multiple_of": _multiple(network),
         "preprocessing": {"_target_": "Compose", "transforms": _preparation(task)},
         "dataset": {"_target_": "Dataset", "data": "@datalist", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},
-        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [PATCH] * 3, "sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian"},
+        "inferer": _inferer(network),
         "postprocessing": {"_target_": "Compose", "transforms": _decision(task)},
         "handlers": [
             {
@@ -93,18 +101,38 @@ def _inference(network: Mapping[str, Any], task: TaskSpec) -> dict[str, Any]:
     }
 
 
+def _multiple(network: Mapping[str, Any]) -> int | str:
+    """What volumes are padded to a multiple of; of networks that mergekit3d builds, it says so when the bundle runs."""
+    if "_target_" in network or str(network["name"]).startswith("monai."):
+        return least_multiple(network)
+    return f"$__import__('mergekit3d.architectures', fromlist=['']).multiple_of({dict(network)!r})"
+
+
+def _inferer(network: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole volumes, as ``mergekit3d predict`` takes them; windows where the network is for images of one size."""
+    size = network.get("img_size")
+    if not size or "feature_size" not in network or network["name"] == "monai.SwinUNETR":
+        return {"_target_": "SimpleInferer"}
+    edges = list(size) if isinstance(size, (list, tuple)) else [size] * 3
+    return {"_target_": "SlidingWindowInferer", "roi_size": edges, "sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian"}
+
+
 def _preparation(task: TaskSpec) -> list[dict[str, Any]]:
-    """What is done with the images before the network; the modalities of a subject are the channels."""
+    """What is done with the images before the network, as mergekit3d does it; the modalities of a subject are the channels."""
+    over_the_box = OVER_THE_BOX.get(task.normalisation)
+    crop = {"select_fn": "$lambda image: image != 0", "margin": MARGIN if over_the_box is None else 0, "allow_smaller": True}
     transforms: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": "image"},
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
         {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"},
+        {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", **crop},
+        *([] if over_the_box is None else [dict(over_the_box)]),
     ]
     if task.spacing_mm is not None:
         transforms.append({"_target_": "Spacingd", "keys": "image", "pixdim": list(task.spacing_mm), "mode": "bilinear"})
     if task.normalisation == "zscore":
         transforms.append({"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": True, "channel_wise": True})
-    return transforms
+    return [*transforms, {"_target_": "DivisiblePadd", "keys": "image", "k": "@multiple_of", "method": "end"}]
 
 
 def _decision(task: TaskSpec) -> list[dict[str, Any]]:

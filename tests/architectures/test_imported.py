@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, imported, infer_network, network_shapes
-from mergekit3d.architectures.imported import DEFAULT_MULTIPLE, allow_import
+from mergekit3d.architectures.imported import allow_import
+from mergekit3d.checkpoints.monai_networks import DEFAULT_MULTIPLE
 from mergekit3d.errors import RecipeError
 from mergekit3d.merging.partitions import assign
 from tests.builders import write_recipe

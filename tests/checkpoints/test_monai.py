@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergekit3d import convert, verify
+from mergekit3d import convert, predict, verify
 from mergekit3d.architectures import NetworkSpec, build_network, network_of
 from mergekit3d.checkpoints import TaskSpec, load_tensors, open_checkpoint, recognised_format
 from mergekit3d.errors import InputError, UsageError
+from mergekit3d.options import Options
 from tests.builders import assert_mutants_are_refused, metadata_of, save, save_source, spec_of, task_of
 
 UNET = NetworkSpec("monai.UNet", 2, 3, {"spatial_dims": 3, "channels": [2, 4], "strides": [2], "num_res_units": 1})
@@ -258,6 +259,33 @@ def test_monai_runs_a_bundle_of_any_other_network(tmp_path, subjects):
     written = nibabel.load(tmp_path / "bundle" / "eval" / "b" / "t1_seg.nii.gz")
     assert (40, 33, 30, 3) == written.shape
     assert {0, 1} == set(np.unique(np.asarray(written.dataobj)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalisation", ["zscore", "zscore-image", "rescale"])
+def test_monai_and_predict_agree(tmp_path, weights, normalisation):
+    """Voxel by voxel: the network sees the same crop, padding and intensities, so that its strides fall on the same voxels."""
+    generator, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    for name, shape in (("a", (23, 27, 21)), ("b", (30, 19, 26))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for modality in ("t1", "t2"):
+            image = np.zeros(shape, np.float32)
+            image[5:-3, 4:-6, 3:-4] = rng.uniform(50, 100, [size - less for size, less in zip(shape, (8, 10, 7), strict=True)])
+            nibabel.save(nibabel.Nifti1Image(image, np.diag([-3, 3, 3, 1])), tmp_path / "data" / name / f"{modality}.nii.gz")
+    task = TaskSpec(("t1", "t2"), {"csf": (24,), "gm": (7,)}, exclusive=True, normalisation=normalisation)
+    state = {key: torch.randn(tensor.shape, generator=generator).numpy() for key, tensor in weights.items()}
+    save(tmp_path / "m.safetensors", state, metadata_of(UNET, task))
+    convert(tmp_path / "m.safetensors", tmp_path / "bundle", to="monai")
+    outcome = run_bundle(tmp_path / "bundle", tmp_path / "data")
+    predict(tmp_path / "m.safetensors", tmp_path / "data", tmp_path / "ours", options=Options(device="cpu", precision="fp32"))
+
+    assert 0 == outcome.returncode, outcome.stderr[-2000:]
+    for name in ("a", "b"):
+        theirs = np.asarray(nibabel.load(tmp_path / "bundle" / "eval" / name / "t1_seg.nii.gz").dataobj)
+        ours = np.asarray(nibabel.load(tmp_path / "ours" / f"{name}.nii.gz").dataobj)
+        assert {0, 7, 24} == set(np.unique(ours))
+        # A vote may be a tie to the last bit of float32.
+        assert np.mean(ours != theirs) < 1e-3
 
 
 @pytest.mark.parametrize("files", [[], ["a.pt", "b.pt"]], ids=["none", "two"])
