@@ -63,7 +63,10 @@ def convert(
     out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
     *,
     to: Annotated[str | None, typer.Option(metavar="safetensors|pt|nnunet|monai", help="Format; else told from OUT.")] = None,
-    like: Annotated[Path | None, typer.Option(metavar="CKPT", help="Take plans and the like over from this checkpoint.")] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(metavar="CKPT", help="Take plans and the like over from this checkpoint, or data set of nnUNet_preprocessed."),
+    ] = None,
     allow_code: Annotated[
         str | None, typer.Option(metavar="SHA256", help="Run the expressions of this MONAI bundle to tell its network.")
     ] = None,

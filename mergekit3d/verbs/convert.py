@@ -64,7 +64,8 @@ def convert(
         checkpoint: of any known format.
         out: the file to write, or the folder of a format that is one.
         to: name of the format; None: what the ending of `out` asks for, and nnU-Net's own where the checkpoint comes from it.
-        like: a checkpoint of the format to write whose other content (plans, configuration, scripts) is taken over.
+        like: a checkpoint of the format to write whose other content (plans, configuration, scripts) is taken over; for nnU-Net also the
+            folder of a data set in nnUNet_preprocessed.
         allow_code: sha256 of the configurations and scripts of a MONAI bundle, whose expressions may run to tell its network.
         force: replace what stands there.
 
