@@ -107,3 +107,16 @@ def test_plans_that_do_not_fit(tmp_path, change, said):
     with pytest.raises(UsageError, match=said):
         convert(tmp_path / "m.pth", tmp_path / "x" / "back.pth", to="nnunet", like=tmp_path)
     assert not (tmp_path / "x" / "back.pth").exists()
+
+
+def test_training_from_a_file_of_other_modalities(tmp_path, data):
+    """Its first convolution goes by the modalities' names, under all names that nnU-Net gives it."""
+    source = save_nnunet(tmp_path / "m.pth", channel_names={"0": "T1", "1": "T2"})["network_weights"]
+    target = TARGET.format(data=data).replace("[t1, t2]", "[t2]")
+    training = "finetune: {init: m.pth, epochs: 1, patch_size: [16, 16, 16], learning_rate: 1.0e-12}"
+    recipe = write_recipe(tmp_path, f"version: 1\nname: file\ntarget: {target}\n{training}\n")
+    tuned = open_checkpoint(finetune(recipe, options=CPU).best)
+    name = "encoder.stages.0.0.convs.0.conv.weight"
+
+    assert (2, 1, 3, 3, 3) == tuned.shapes[name] == tuned.shapes[f"decoder.{name}"]
+    torch.testing.assert_close(source[name][:, 1:], torch.from_numpy(tuned.read(name).copy()))
