@@ -15,7 +15,7 @@ from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.labels import encode
 from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
 from mergekit3d.datasets.subject import Dataset, Subject
-from mergekit3d.errors import InputError
+from mergekit3d.errors import InputError, UsageError
 from mergekit3d.metrics import TOLERANCE_MM, SubjectMeasures, measure_subject
 from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
@@ -25,11 +25,52 @@ from mergekit3d.volumes.orientation import spacing_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from mergekit3d.recipe.models import PredictModel
     from mergekit3d.training.devices import Runtime
 
 Array = np.ndarray[Any, Any]
 MIRROR_AXES = (0,)
 """Left and right: what trainings mirror along unless they are told otherwise."""
+
+
+def inference_of(model: PredictModel) -> dict[str, Any]:
+    """What a recipe says of inference, as keywords of `Predictor`."""
+    axes = MIRROR_AXES if model.mirror else ()
+    return {"patch_size": model.patch_size, "overlap": model.overlap, "mirror_axes": axes, "batch_size": model.batch_size}
+
+
+def inference(
+    *,
+    patch_size: tuple[int, int, int] | None = None,
+    overlap: float | None = None,
+    mirror: bool | None = None,
+    mirror_axes: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    otherwise: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What flags say of inference, as keywords of `Predictor`.
+
+    Args:
+        patch_size: sliding window of this size; None: as `otherwise`.
+        overlap: of neighbouring windows, 0 to 1.
+        mirror: average over mirrored copies.
+        mirror_axes: along which, of 0, 1, 2; left-right by default.
+        batch_size: windows at once.
+        otherwise: what a recipe says; None: the defaults of `Predictor`.
+
+    Raises:
+        UsageError: axes that there are not, an overlap or a number of windows that cannot be.
+    """
+    axes = MIRROR_AXES if mirror_axes is None else tuple(mirror_axes)
+    if not axes or any(axis not in (0, 1, 2) for axis in axes) or len(set(axes)) != len(axes):
+        raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=list(axes))
+    if overlap is not None and not 0 <= overlap < 1:
+        raise UsageError("no such overlap", where="--overlap", wanted="0 or more, less than 1", found=overlap)
+    if batch_size is not None and batch_size < 1:
+        raise UsageError("no such number of windows", where="--batch-size", wanted="1 or more", found=batch_size)
+    said = {"patch_size": patch_size, "overlap": overlap, "batch_size": batch_size}
+    how = {**(otherwise or {}), **{key: value for key, value in said.items() if value is not None}}
+    return how if mirror is None else {**how, "mirror_axes": tuple(sorted(axes)) if mirror else ()}
 
 
 @dataclass(frozen=True)
@@ -44,6 +85,7 @@ class Predictor:
         patch_size: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows.
         mirror_axes: average over copies mirrored along each subset of these axes of RAS+; empty: no copies.
+        batch_size: windows at once.
         digest: of the checkpoint; empty: a network in memory.
     """
 
@@ -54,6 +96,7 @@ class Predictor:
     patch_size: tuple[int, int, int] | None = None
     overlap: float = 0.5
     mirror_axes: tuple[int, ...] = ()
+    batch_size: int = 1
     digest: str = ""
 
     def probabilities(self, prepared: Prepared) -> Array:
@@ -71,6 +114,7 @@ class Predictor:
                 multiple_of=architecture(self.spec.name).multiple_of(self.spec),
                 overlap=self.overlap,
                 mirror_axes=self.mirror_axes,
+                batch_size=self.batch_size,
                 exclusive=self.task.exclusive,
             )
         return np.asarray(native_crop(values.float().cpu().numpy(), prepared))
@@ -80,15 +124,13 @@ class Predictor:
         return {name: np.asarray(pasted(mask, prepared)) for name, mask in masks_of(self.probabilities(prepared), self.task).items()}
 
 
-def load_predictor(
-    checkpoint: Path | str,
-    options: Options,
-    *,
-    patch_size: tuple[int, int, int] | None = None,
-    overlap: float = 0.5,
-    mirror_axes: tuple[int, ...] = (),
-) -> Predictor:
+def load_predictor(checkpoint: Path | str, options: Options, **how: Any) -> Predictor:
     """A predictor from a checkpoint that says its architecture and task.
+
+    Args:
+        checkpoint: the file.
+        options: device and precision.
+        how: patch_size, overlap, mirror_axes and batch_size of `Predictor`.
 
     Raises:
         InputError: the checkpoint is damaged, or does not say what it predicts.
@@ -104,9 +146,7 @@ def load_predictor(
     check_shapes(spec, opened.shapes, opened.path)
     network = build_network(spec)
     network.load_state_dict(load_tensors(opened))
-    return predictor_from(
-        network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror_axes=mirror_axes, digest=opened.digest
-    )
+    return predictor_from(network, spec, task, options, digest=opened.digest, **how)
 
 
 def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, options: Options, **how: Any) -> Predictor:
@@ -117,7 +157,7 @@ def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, option
         spec: its architecture.
         task: what it puts out.
         options: device and precision.
-        how: patch_size, overlap, mirror_axes and digest of `Predictor`.
+        how: patch_size, overlap, mirror_axes, batch_size and digest of `Predictor`.
     """
     from mergekit3d.architectures.slabs import use_fast_cpu_convolutions
     from mergekit3d.training.devices import resolve_runtime
@@ -134,7 +174,7 @@ def ensemble_of(checkpoints: Sequence[Path | str], options: Options, **how: Any)
     Args:
         checkpoints: one or more.
         options: device and precision.
-        how: patch_size, overlap and mirror_axes of `Predictor`.
+        how: patch_size, overlap, mirror_axes and batch_size of `Predictor`.
 
     Raises:
         InputError: a checkpoint cannot be used, or is of another task than the first.
@@ -194,7 +234,7 @@ def measure_subjects(
     subjects: Sequence[Subject],
     *,
     convention: str,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM,
     reporter: Reporter,
     store: SubjectStore | None = None,
 ) -> Iterator[SubjectMeasures]:
@@ -205,7 +245,7 @@ def measure_subjects(
         dataset: where the subjects come from; its vocabulary checks their labels.
         subjects: with label maps.
         convention: for empty regions.
-        tolerance_mm: of the normalised surface Dice.
+        tolerance_mm: of the normalised surface Dice, for all regions or by region.
         reporter: where progress goes.
         store: the subjects, where several networks are measured on them; left out: each is prepared and forgotten.
 

@@ -77,6 +77,21 @@ def select(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) ->
     )
 
 
+def named(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Subject]:
+    """The subjects of these names, in their order, each once; all where there are no names.
+
+    Raises:
+        InputError: a name that no subject has.
+    """
+    if names is None:
+        return list(subjects)
+    known = {subject.name: subject for subject in subjects}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError("unknown subjects", found=", ".join(unknown[:4]), todo=f"the data set has {len(known)} others")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
 def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool, problems: ProblemCollector) -> None:
     missing = [modality for modality in modalities if modality not in subject.images]
     if missing:

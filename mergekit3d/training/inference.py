@@ -32,6 +32,7 @@ def predict_volume(
     exclusive: bool,
     overlap: float = 0.5,
     mirror_axes: Sequence[int] = (),
+    batch_size: int = 1,
 ) -> Tensor:
     """Probabilities of every voxel.
 
@@ -44,6 +45,7 @@ def predict_volume(
         exclusive: softmax in place of sigmoids.
         overlap: of neighbouring windows, 0 to 1.
         mirror_axes: of 0, 1, 2; the probabilities are averaged over the copies mirrored along each subset of them.
+        batch_size: windows at once.
 
     Returns:
         (C, X, Y, Z) float32, on the runtime's device.
@@ -59,7 +61,10 @@ def predict_volume(
     subsets = [axes for count in range(len(axes_of_batch) + 1) for axes in itertools.combinations(axes_of_batch, count)]
     total: Tensor | None = None
     for axes in subsets:
-        logits = volume_logits(network, batch.flip(axes), runtime=runtime, patch_size=patch_size, multiple_of=multiple_of, overlap=overlap)
+        flipped = batch.flip(axes) if axes else batch
+        logits = volume_logits(
+            network, flipped, runtime=runtime, patch_size=patch_size, multiple_of=multiple_of, overlap=overlap, batch_size=batch_size
+        )
         probabilities = probabilities_of(logits, exclusive=exclusive).flip(axes)
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None
@@ -75,6 +80,7 @@ def volume_logits(
     patch_size: Size | None,
     multiple_of: int,
     overlap: float = 0.5,
+    batch_size: int = 1,
 ) -> Tensor:
     """Logits of every voxel.
 
@@ -85,6 +91,7 @@ def volume_logits(
         patch_size: window; None: the whole volume at once, padded with zeros at the end of the axes.
         multiple_of: input sizes that the network takes.
         overlap: of neighbouring windows.
+        batch_size: windows at once.
 
     Returns:
         (1, C, X, Y, Z) float32.
@@ -107,17 +114,17 @@ def volume_logits(
             logits = outputs_of(network(part))[0]
         return logits.float()
 
-    with memory_advice(runtime, patch_size=patch_size, batch_size=1):
-        logits = run(padded) if room == window else _windows(padded, window, run, overlap)
+    with memory_advice(runtime, patch_size=patch_size, batch_size=batch_size):
+        logits = run(padded) if room == window else _windows(padded, window, run, overlap, batch_size)
     return logits[..., : shape[0], : shape[1], : shape[2]]
 
 
-def _windows(images: Tensor, window: Sequence[int], run: Callable[[Tensor], Tensor], overlap: float) -> Tensor:
+def _windows(images: Tensor, window: Sequence[int], run: Callable[[Tensor], Tensor], overlap: float, batch_size: int) -> Tensor:
     with warnings.catch_warnings():
         # Its import alone emits some 65 of them.
         warnings.simplefilter("ignore")
         from monai.inferers.utils import sliding_window_inference
 
-        logits = sliding_window_inference(images, window, 1, run, overlap=overlap, mode="gaussian", sigma_scale=SIGMA_SCALE)
+        logits = sliding_window_inference(images, window, batch_size, run, overlap=overlap, mode="gaussian", sigma_scale=SIGMA_SCALE)
     assert isinstance(logits, Tensor)
     return logits

@@ -16,7 +16,7 @@ from mergekit3d.datasets.labels import decode
 from mergekit3d.datasets.prepare import pasted
 from mergekit3d.errors import UsageError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
-from mergekit3d.prediction import MIRROR_AXES, ensemble_of, mean_probabilities, open_subjects
+from mergekit3d.prediction import ensemble_of, inference, mean_probabilities, open_subjects
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.storage.atomic import refuse_existing, write_json
 from mergekit3d.storage.lock import output_lock
@@ -68,9 +68,10 @@ def predict(
     *,
     layout: str = "auto",
     patch_size: tuple[int, int, int] | None = None,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     mirror: bool = False,
-    mirror_axes: Sequence[int] = MIRROR_AXES,
+    mirror_axes: Sequence[int] | None = None,
+    batch_size: int | None = None,
     probabilities: bool = False,
     submission: str | None = None,
     options: Options = DEFAULT_OPTIONS,
@@ -87,9 +88,10 @@ def predict(
         out: folder for ``<subject>.nii.gz``, label ids on the grid of the subject's first modality.
         layout: of the data.
         patch_size: sliding window of this size; None: whole volumes.
-        overlap: of neighbouring windows.
+        overlap: of neighbouring windows; 0.5 by default.
         mirror: average over mirrored copies.
-        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior.
+        mirror_axes: 0 left-right (the default), 1 posterior-anterior, 2 inferior-superior.
+        batch_size: windows at once.
         probabilities: write ``probabilities/<subject>.nii.gz`` too, (X, Y, Z, outputs) float32.
         submission: write the label ids that a challenge takes: brats (4, 1, 2 from ET, TC, WT).
         options: device, precision; ``resume`` keeps the segmentations of the same checkpoints, settings and images.
@@ -103,9 +105,9 @@ def predict(
     """
     from mergekit3d.training.processes import shared_work
 
-    out, axes = Path(out), _axes(mirror_axes) if mirror else ()
+    out = Path(out)
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    how = {"patch_size": patch_size, "overlap": overlap, "mirror_axes": axes}
+    how = inference(patch_size=patch_size, overlap=overlap, mirror=mirror, mirror_axes=mirror_axes, batch_size=batch_size)
     with shared_work(options, reporter) as (group, own_options, own_reporter):
         members = ensemble_of(checkpoints, own_options, **how)
         task, written = members[0].task, _submitted(members[0].task, submission)
@@ -115,8 +117,8 @@ def predict(
             "checkpoints": [member.digest for member in members],
             "labels": {name: list(ids) for name, ids in written.outputs.items()},
             "patch_size": patch_size and list(patch_size),
-            "overlap": overlap,
-            "mirror_axes": list(axes),
+            "overlap": members[0].overlap,
+            "mirror_axes": list(members[0].mirror_axes),
             "probabilities": probabilities,
             "precision": members[0].runtime.precision,
         }
@@ -262,9 +264,3 @@ def _submitted(task: TaskSpec, submission: str | None) -> TaskSpec:
         wanted, found = f"a checkpoint of the regions {', '.join(ids)}", ", ".join(task.outputs)
         raise UsageError(f"no labels for a submission to {submission}", where="--submission", wanted=wanted, found=found)
     return replace(task, outputs={name: ids[name] for name in task.outputs})
-
-
-def _axes(axes: Sequence[int]) -> tuple[int, ...]:
-    if not axes or any(axis not in (0, 1, 2) for axis in axes) or len(set(axes)) != len(axes):
-        raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=list(axes))
-    return tuple(sorted(axes))

@@ -42,6 +42,17 @@ def test_compare_json_gives_figure_4(tmp_path, drawn):
     assert list(drawn) == [tmp_path / "figure4.svg"]
 
 
+def test_forgetting_json_gives_table_4(tmp_path, drawn):
+    """What forgetting or a study wrote; damaged ones are told."""
+    path = tmp_path / "forgetting.json"
+    path.write_text(json.dumps({"networks": ["m1", "imm"], "tasks": ["m1"], "dice": [[0.9], [None]]}))
+    assert "forgetting" == plot(path).kind
+    assert ["0.90", "–"] == [text.get_text() for text in drawn[tmp_path / "forgetting.png"].axes[0].texts]
+    path.write_text(json.dumps({"networks": ["m1", "imm"], "tasks": ["m1"], "dice": [[0.9]]}))
+    with pytest.raises(InputError, match="cannot read the forgetting matrix: .*forgetting.json"):
+        plot(path, force=True)
+
+
 def test_logs_are_overlaid_under_their_folders_names(tmp_path, drawn):
     """Two log.csv files are told apart by their folders; ratios.json beside one names the sources."""
     for name in ("none", "adapt"):
@@ -84,8 +95,12 @@ def test_a_segmentation_needs_an_image_on_its_grid(tmp_path, drawn):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "x", r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, a fusion's report\.json, compare\.json, log\.csv"),
-        ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt, fuse or compare writes, found keys x"),
+        (
+            "a.txt",
+            "x",
+            r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, a fusion's report\.json, compare\.json, forgetting\.json, log\.csv",
+        ),
+        ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt, fuse, compare or forgetting writes, found keys x"),
         ("a.json", "{", "cannot read the file to plot"),
         (
             "metrics.csv",
