@@ -101,7 +101,7 @@ def comparison_tables(results: StudyResults) -> list[Table]:
             cells = (
                 Cell(f"{comparison.mean_difference:+.3f}", "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"),
                 Cell(f"{comparison.wins}", f"of {len(comparison.differences)}"),
-                Cell(_p(comparison.p)),
+                Cell(_p(comparison.p), comparison.p_method or ""),
                 Cell(_p(comparison.p_holm)),
             )
             rows.append((comparison.other, cells))
