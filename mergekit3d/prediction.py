@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +106,13 @@ class Predictor:
 
         from mergekit3d.training.inference import predict_volume
 
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Nobody writes into the image, so that it may be read-only, and needs no copy.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            image = torch.from_numpy(prepared.image)
             values = predict_volume(
                 self.network,
-                torch.from_numpy(np.array(prepared.image)),
+                image,
                 runtime=self.runtime,
                 patch_size=self.patch_size,
                 multiple_of=architecture(self.spec.name).multiple_of(self.spec),
@@ -200,7 +204,10 @@ def _described(task: TaskSpec) -> str:
 
 def mean_probabilities(members: Sequence[Predictor], prepared: Prepared) -> Array:
     """The mean of the members' probabilities, as `Predictor.probabilities` of one."""
-    total = np.array(members[0].probabilities(prepared))
+    total = members[0].probabilities(prepared)
+    if len(members) == 1:
+        return total
+    total = np.array(total)
     for member in members[1:]:
         total += member.probabilities(prepared)
     total /= len(members)

@@ -13,7 +13,6 @@ from torch.nn import functional
 from mergekit3d.errors import UsageError
 from mergekit3d.training.deep_supervision import outputs_of
 from mergekit3d.training.devices import Runtime, memory_advice
-from mergekit3d.training.loss import probabilities_of
 
 Size = tuple[int, int, int]
 
@@ -65,10 +64,13 @@ def predict_volume(
         logits = volume_logits(
             network, flipped, runtime=runtime, patch_size=patch_size, multiple_of=multiple_of, overlap=overlap, batch_size=batch_size
         )
-        probabilities = probabilities_of(logits, exclusive=exclusive).flip(axes)
+        # In place, where it can be: logits and probabilities of a whole volume are large.
+        probabilities = logits.softmax(1) if exclusive else logits.sigmoid_()
+        del logits
+        probabilities = probabilities.flip(axes) if axes else probabilities
         total = probabilities if total is None else total.add_(probabilities)
     assert total is not None
-    return total[0] / len(subsets)
+    return total[0] if len(subsets) == 1 else total[0].div_(len(subsets))
 
 
 @torch.no_grad()
@@ -107,7 +109,8 @@ def volume_logits(
     window = whole if patch_size is None else [min(sizes) for sizes in zip(whole, patch_size, strict=True)]
     room = [max(size, edge) for size, edge in zip(shape, window, strict=True)]
     missing_x, missing_y, missing_z = (want - size for want, size in zip(room, shape, strict=True))
-    padded = functional.pad(images, (0, missing_z, 0, missing_y, 0, missing_x))
+    # Nothing to pad would be a copy.
+    padded = images if room == list(shape) else functional.pad(images, (0, missing_z, 0, missing_y, 0, missing_x))
 
     def run(part: Tensor) -> Tensor:
         with runtime.autocast():
