@@ -12,10 +12,9 @@ its own, and the arms take turns:
 - command: `mergekit3d predict` from the files to the segmentation.
 
 Of the first two the call is timed alone, and of all the whole process, with its start; that of the command reads, prepares and writes
-besides. Processor time is what other work on the machine disturbs least. Memory is the peak of the whole process (VmHWM), each with
-torch and MONAI loaded. --mirror has every arm average over left-right copies
-too, --whole adds a line for the whole volume in one pass. The first two must agree within 1e-4 (1e-2 in bf16); exits non-zero where
-they do not.
+besides. Processor time is what other work on the machine disturbs least. Memory is the peak of the whole process (VmHWM). --mirror has
+every arm average over left-right copies too, --whole adds a line for the whole volume in one pass. The first two must agree within 1e-4
+(1e-2 in bf16); exits non-zero where they do not.
 """
 
 from __future__ import annotations
@@ -214,9 +213,6 @@ def by_library(folder: Path, chosen: argparse.Namespace, *, whole: bool) -> Any:
     patch = None if whole else (chosen.patch,) * 3
     options = Options(device=chosen.device, precision=chosen.precision)
     predictor = load_predictor(folder / "network.safetensors", options, patch_size=patch, mirror_axes=(0,) if chosen.mirror else ())
-    if not whole:
-        # Both arms have it loaded before the clock starts.
-        import monai.inferers  # noqa: F401
     return lambda: predictor.probabilities(prepared)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ Size = tuple[int, int, int]
 
 SIGMA_SCALE = 0.125
 """Width of the Gaussian weights of a window, as a part of the window."""
+
+LEAST_WEIGHT = 1e-3
+"""Of a voxel in the corner of a window, which no other window may cover."""
 
 
 @torch.no_grad()
@@ -114,20 +117,54 @@ def volume_logits(
 
     def run(part: Tensor) -> Tensor:
         with runtime.autocast():
-            logits = outputs_of(network(part))[0]
-        return logits.float()
+            return outputs_of(network(part))[0]
 
     with memory_advice(runtime, patch_size=patch_size, batch_size=batch_size):
-        logits = run(padded) if room == window else _windows(padded, window, run, overlap, batch_size)
+        logits = run(padded).float() if room == window else _windows(padded, window, run, overlap, batch_size)
+    if logits.untyped_storage().data_ptr() == images.untyped_storage().data_ptr():
+        # A network that hands its input through: nobody may write into that.
+        logits = logits.clone()
     return logits[..., : shape[0], : shape[1], : shape[2]]
 
 
 def _windows(images: Tensor, window: Sequence[int], run: Callable[[Tensor], Tensor], overlap: float, batch_size: int) -> Tensor:
-    with warnings.catch_warnings():
-        # Its import alone emits some 65 of them.
-        warnings.simplefilter("ignore")
-        from monai.inferers.utils import sliding_window_inference
+    """The weighted mean of the windows' logits, float32.
 
-        logits = sliding_window_inference(images, window, batch_size, run, overlap=overlap, mode="gaussian", sigma_scale=SIGMA_SCALE)
-    assert isinstance(logits, Tensor)
-    return logits
+    MONAI's ``sliding_window_inference`` gives the same and is what this is tested against. Its import would be most of the time that a
+    small prediction takes, and it weighs logits in the precision that they come in.
+    """
+    shape = images.shape[2:]
+    starts = [window_starts(size, edge, overlap) for size, edge in zip(shape, window, strict=True)]
+    corners = itertools.product(*starts)
+    places: list[tuple[Any, ...]] = [(..., *map(_block, corner, window)) for corner in corners]
+    weights = window_weights(window).to(images.device)
+    total, count = None, images.new_zeros((1, 1, *shape))
+    for first in range(0, len(places), batch_size):
+        here = places[first : first + batch_size]
+        logits = run(images[here[0]] if len(here) == 1 else torch.cat([images[place] for place in here]))
+        if total is None:
+            total = images.new_zeros((1, logits.shape[1], *shape))
+        for place, of_window in zip(here, logits, strict=True):
+            total[place].addcmul_(of_window.float(), weights)
+            count[place].add_(weights)
+    assert total is not None
+    return total.div_(count)
+
+
+def _block(first: int, edge: int) -> slice:
+    return slice(first, first + edge)
+
+
+def window_starts(size: int, edge: int, overlap: float) -> list[int]:
+    """First voxels of the windows along an axis: equal steps, the last one as far as the axis goes."""
+    step = max(1, int(edge * (1 - overlap)))
+    return [min(number * step, size - edge) for number in range(-(-(size - edge) // step) + 1)]
+
+
+def window_weights(window: Sequence[int]) -> Tensor:
+    """Gaussian weights of a window's voxels, float32, 1 in the middle and nowhere below `LEAST_WEIGHT`."""
+    weights = torch.ones(())
+    for edge in window:
+        places = torch.arange(edge) - (edge - 1) / 2
+        weights = weights[..., None] * torch.exp(-(places**2) / (2 * (SIGMA_SCALE * edge) ** 2))
+    return weights.clamp_(min=LEAST_WEIGHT)
