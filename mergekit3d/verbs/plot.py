@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 PLOTTED = (
     "ratios.json, a fusion's report.json, compare.json, forgetting.json, log.csv, a Fisher diagonal, or a segmentation as .nii or .nii.gz"
 )
+PREDICTION = "prediction"
 MOST_LABELS = 32
 """Of a segmentation without regions: more are hardly a segmentation of ours, and no legend could tell them."""
 
@@ -86,7 +87,11 @@ def plot(
     picture = files[0].with_name(f"{_stem(files[0])}.png") if out is None else out
     check_ending(picture)
     refuse_existing(picture, force=force)
-    called = list(names) if names is not None else names_of(files)
+    if names is not None:
+        called = list(names)
+    else:
+        # A segmentation is named after its subject, who has no place in a picture.
+        called = [PREDICTION] if len(files) == 1 and _is_volume(files[0]) else names_of(files)
     if len(called) != len(files):
         raise UsageError("the names do not fit the files", wanted=f"{len(files)} names", found=", ".join(called))
     if path:

@@ -67,7 +67,7 @@ def test_logs_are_overlaid_under_their_folders_names(tmp_path, drawn):
 
 
 def test_segmentations_are_drawn_over_their_image(tmp_path, drawn):
-    """Each label is an output unless regions are given."""
+    """Each label is an output unless regions are given; a single one is not named after its file, which is named after its subject."""
     image, labels = np.zeros((8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
     image[1:7, 1:7, 1:7], labels[2:5, 2:5, 2:5], labels[3, 3, 3] = 1.0, 2, 4
     for name, data in (("image", image), ("timm", labels), ("truth", labels)):
@@ -75,7 +75,7 @@ def test_segmentations_are_drawn_over_their_image(tmp_path, drawn):
     given = {"image": tmp_path / "image.nii.gz", "truth": tmp_path / "truth.nii.gz"}
     assert plot(tmp_path / "timm.nii.gz", **given).out == tmp_path / "timm.png"
     figure = drawn[tmp_path / "timm.png"]
-    assert ["image", "truth", "timm\nDice 1.00"] == [axes.get_title() for axes in figure.axes[:3]]
+    assert ["image", "truth", "prediction\nDice 1.00"] == [axes.get_title() for axes in figure.axes[:3]]
     assert ["label 2", "label 4"] == [text.get_text() for text in figure.legends[0].get_texts()]
     plot(tmp_path / "timm.nii.gz", **given, regions="brats", out=tmp_path / "brats.png")
     assert ["ET", "TC", "WT"] == [text.get_text() for text in drawn[tmp_path / "brats.png"].legends[0].get_texts()]
