@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mergekit3d.datasets.layouts import LAYOUTS, Layout
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
-from mergekit3d.errors import InputError, ProblemCollector
+from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, Problems
 from mergekit3d.registry import did_you_mean
 
 AUTO = "auto"
@@ -63,18 +63,41 @@ def select(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) ->
     Raises:
         InputError: a modality, a label map or a file is missing; `Problems` where several are.
     """
+    subjects, problems = usable(dataset, modalities, need_labels=need_labels)
+    if problems:
+        raise problems[0] if len(problems) == 1 else Problems(problems)
+    return subjects
+
+
+def usable(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) -> tuple[tuple[Subject, ...], list[MergeKit3DError]]:
+    """The subjects with these modalities, in this order, and what keeps the others out.
+
+    Args:
+        dataset: where to select from.
+        modalities: names; aliases are understood.
+        need_labels: whether every subject must have a label map.
+
+    Returns:
+        Subjects, at least one; a problem, or several, of each of the others.
+
+    Raises:
+        InputError: no subject can be used; `Problems` where that has several reasons.
+    """
     wanted = tuple(canonical_modality(modality) for modality in modalities)
-    problems = ProblemCollector()
     absent = [modality for modality in wanted if not any(modality in subject.images for subject in dataset.subjects)]
     known = sorted({modality for subject in dataset.subjects for modality in subject.images})
+    problems = ProblemCollector()
     for modality in absent:
         problems.add(InputError("no subject has the modality", where=modality, todo=did_you_mean(modality, known)))
+    subjects = []
     for subject in dataset.subjects:
+        before = len(problems.problems)
         _check_files(subject, [modality for modality in wanted if modality not in absent], need_labels, problems)
-    problems.raise_if_any()
-    return tuple(
-        Subject(subject.name, {modality: subject.images[modality] for modality in wanted}, subject.label) for subject in dataset.subjects
-    )
+        if len(problems.problems) == before and not absent:
+            subjects.append(Subject(subject.name, {modality: subject.images[modality] for modality in wanted}, subject.label))
+    if not subjects:
+        problems.raise_if_any()
+    return tuple(subjects), problems.problems
 
 
 def named(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Subject]:
