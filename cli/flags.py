@@ -45,7 +45,7 @@ Window = Annotated[
 Overlap = Annotated[float | None, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows (0.5 by default).")]
 WindowsAtOnce = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Windows at once (1 by default).")]
 Mirror = Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")]
-MirrorAxes = Annotated[str | None, typer.Option(metavar="x,y,z", help="For --mirror: x (the default) is left-right.")]
+MirrorAxes = Annotated[str | None, typer.Option(metavar="x,y,z", help="Mirror along these axes; --mirror alone: x, left-right.")]
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,14 @@ def inference(
         patch_size: sliding window of this size; None: as `otherwise`.
         overlap: of neighbouring windows, 0 to 1.
         mirror: average over mirrored copies.
-        mirror_axes: along which, of 0, 1, 2; left-right by default.
+        mirror_axes: along which, of 0, 1, 2, which means to mirror; left-right by default.
         batch_size: windows at once.
         otherwise: what a recipe says; None: the defaults of `Predictor`.
 
     Raises:
         UsageError: axes that there are not, an overlap or a number of windows that cannot be.
     """
+    mirror = True if mirror_axes is not None else mirror
     axes = MIRROR_AXES if mirror_axes is None else tuple(mirror_axes)
     if not axes or any(axis not in (0, 1, 2) for axis in axes) or len(set(axes)) != len(axes):
         raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=list(axes))

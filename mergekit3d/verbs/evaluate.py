@@ -120,7 +120,7 @@ def evaluate(
         patch_size: of the checkpoint's inference: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows; 0.5 by default.
         mirror: average over mirrored copies.
-        mirror_axes: 0 left-right (the default), 1 posterior-anterior, 2 inferior-superior.
+        mirror_axes: 0 left-right (the default), 1 posterior-anterior, 2 inferior-superior; where they are given, copies are mirrored.
         batch_size: windows at once.
         options: device, precision; ``out`` is the folder to write to.
         reporter: where progress goes.

@@ -107,7 +107,7 @@ def forgetting(
         patch_size: sliding window of this size; None: the recipe's, else whole volumes.
         overlap: of neighbouring windows; None: the recipe's, else 0.5.
         mirror: average over mirrored copies; None: the recipe's.
-        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior.
+        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior; where they are given, copies are mirrored.
         batch_size: windows at once.
         options: device, precision; ``out`` is the folder to write to.
         reporter: where progress goes.

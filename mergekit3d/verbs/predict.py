@@ -92,7 +92,7 @@ def predict(
         patch_size: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows; 0.5 by default.
         mirror: average over mirrored copies.
-        mirror_axes: 0 left-right (the default), 1 posterior-anterior, 2 inferior-superior.
+        mirror_axes: 0 left-right (the default), 1 posterior-anterior, 2 inferior-superior; where they are given, copies are mirrored.
         batch_size: windows at once.
         probabilities: write ``probabilities/<subject>.nii.gz`` too, (X, Y, Z, outputs) float32.
         submission: write the label ids that a challenge takes: brats (4, 1, 2 from ET, TC, WT).

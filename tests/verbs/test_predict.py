@@ -176,10 +176,10 @@ def test_record_that_is_damaged_is_one_line(data, tmp_path):
 
 
 def test_mirrored_copies_go_along_the_axes_asked_for(data, tmp_path):
-    """Left-right unless told otherwise; axes that there are not are refused."""
+    """Left-right unless told otherwise; axes that there are not are refused; who names axes wants copies."""
     checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
     for name, axes in (("x", (0,)), ("xz", (0, 2))):
-        run(checkpoint, data, tmp_path / name, mirror=True, mirror_axes=axes, probabilities=True)
+        run(checkpoint, data, tmp_path / name, mirror_axes=axes, probabilities=True)
     default = run(checkpoint, data, tmp_path / "default", mirror=True, probabilities=True)
 
     name = default.files[0].name
