@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CELL_IN = (1.05, 0.36)
-DARK = 0.6
+DARK = 0.45
 """Dice from which a cell is so dark that its number is white."""
 
 
