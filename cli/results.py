@@ -166,6 +166,7 @@ def predict(
     submission: Annotated[
         Literal["brats"] | None, typer.Option(metavar="brats", help="Write the label ids of a challenge: 4, 1, 2 from ET, TC, WT.")
     ] = None,
+    subjects_file: SubjectsFile = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
@@ -196,6 +197,7 @@ def predict(
         mirror_axes=axes_of(mirror_axes),
         probabilities=probabilities,
         submission=submission,
+        subjects_file=subjects_file,
         options=options,
         reporter=reporter,
     )

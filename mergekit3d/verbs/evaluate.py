@@ -150,7 +150,7 @@ def evaluate(
         outputs = _outputs(regions)
         tolerances = tolerances_mm(tolerance_mm, list(outputs))
         out = options.out or Path(pred)
-        rows = _compare_folders(Path(pred), Path(truth), layout, outputs, names, empty, tolerances)
+        rows = _compare_folders(Path(pred), Path(truth), layout, outputs, names, empty, tolerances, reporter)
     else:
         raise UsageError(
             "evaluate needs a checkpoint and --data, or --pred and --truth", todo="for example: evaluate best.safetensors --data brats/"
@@ -209,6 +209,7 @@ def _compare_folders(
     names: Sequence[str] | None,
     convention: str,
     tolerance_mm: Mapping[str, float],
+    reporter: Reporter,
 ) -> Iterator[SubjectMeasures]:
     from mergekit3d.prediction import truth_of
     from mergekit3d.volumes.orientation import spacing_of
@@ -216,28 +217,35 @@ def _compare_folders(
 
     task = TaskSpec((), outputs)
     predictions, truths = _label_files(pred), _truth_files(truth, layout)
+    problems = ProblemCollector()
+    for name in dict.fromkeys(names or ()):
+        if name not in predictions:
+            problems.add(InputError("no prediction of a subject", where=f"subject {name}", todo="predict it, or leave it out of the file"))
     if names is not None:
         predictions = {name: predictions[name] for name in names if name in predictions}
-    problems = ProblemCollector()
+    elif len(predictions) < len(truths):
+        reporter.warn(f"{len(truths)} subjects have true labels, and {len(predictions)} a prediction: the others are left out")
     for name in predictions:
         if name not in truths:
             problems.add(InputError("no true labels for a prediction", where=f"subject {name}", todo=f"add them to {truth}"))
     if not predictions:
         problems.add(InputError("no predictions", where=pred, wanted="<subject>.nii.gz"))
     problems.raise_if_any()
-    for name, path in predictions.items():
-        predicted, reference = read_labels(path), read_labels(truths[name])
-        if not same_grid(predicted.data.shape, predicted.affine, reference.data.shape, reference.affine):
-            raise InputError(
-                "prediction and truth lie on different grids",
-                where=f"subject {name}",
-                wanted=reference.data.shape,
-                found=predicted.data.shape,
-            )
-        masks = truth_of(predicted.data, task), truth_of(reference.data, task)
-        files = (path.name, truths[name].name)
-        spacing_mm = spacing_of(reference.affine)
-        yield measure_subject(name, *masks, spacing_mm, convention=convention, tolerance_mm=tolerance_mm, files=files)
+    with reporter.task("evaluate", len(predictions)) as progress:
+        for number, (name, path) in enumerate(predictions.items(), 1):
+            predicted, reference = read_labels(path), read_labels(truths[name])
+            if not same_grid(predicted.data.shape, predicted.affine, reference.data.shape, reference.affine):
+                raise InputError(
+                    "prediction and truth lie on different grids",
+                    where=f"subject {name}",
+                    wanted=reference.data.shape,
+                    found=predicted.data.shape,
+                )
+            masks = truth_of(predicted.data, task), truth_of(reference.data, task)
+            files = (path.name, truths[name].name)
+            spacing_mm = spacing_of(reference.affine)
+            yield measure_subject(name, *masks, spacing_mm, convention=convention, tolerance_mm=tolerance_mm, files=files)
+            progress.advance(1, message=f"subject {number}")
 
 
 def _truth_files(truth: Path, layout: str) -> dict[str, Path]:

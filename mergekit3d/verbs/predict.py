@@ -11,9 +11,10 @@ import numpy as np
 
 from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.datasets import find_dataset
-from mergekit3d.datasets.find import usable
+from mergekit3d.datasets.find import named, usable
 from mergekit3d.datasets.labels import decode
 from mergekit3d.datasets.prepare import pasted
+from mergekit3d.datasets.split import read_names
 from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, Problems, UsageError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.prediction import ensemble_of, inference, mean_probabilities, open_subjects
@@ -26,7 +27,7 @@ from mergekit3d.training.interruption import catch_signals
 from mergekit3d.volumes.nifti import write_volume
 
 if TYPE_CHECKING:
-    from mergekit3d.datasets import Subject
+    from mergekit3d.datasets import Dataset, Subject
     from mergekit3d.datasets.cache import SubjectStore
     from mergekit3d.datasets.prepare import Prepared
     from mergekit3d.prediction import Predictor
@@ -76,6 +77,7 @@ def predict(
     batch_size: int | None = None,
     probabilities: bool = False,
     submission: str | None = None,
+    subjects_file: Path | None = None,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> PredictResult:
@@ -96,6 +98,7 @@ def predict(
         batch_size: windows at once.
         probabilities: write ``probabilities/<subject>.nii.gz`` too, (X, Y, Z, outputs) float32.
         submission: write the label ids that a challenge takes: brats (4, 1, 2 from ET, TC, WT).
+        subjects_file: file of names, one a line: only these subjects.
         options: device, precision; ``resume`` keeps the segmentations of the same checkpoints, settings and images.
         reporter: where progress goes.
 
@@ -116,7 +119,7 @@ def predict(
         members = ensemble_of(checkpoints, own_options, **how)
         task, written = members[0].task, _submitted(members[0].task, submission)
         dataset = find_dataset(data, layout)
-        subjects, unusable = usable(dataset, task.modalities, need_labels=False)
+        subjects, unusable = usable(_only(dataset, subjects_file), task.modalities, need_labels=False)
         settings = {
             "checkpoints": [member.digest for member in members],
             "labels": {name: list(ids) for name, ids in written.outputs.items()},
@@ -153,10 +156,16 @@ def predict(
             group.share(lambda: record.end(records))
         failed = [*unusable, *(problem for work in works for problem in work.problems)]
         if failed:
-            segmented = f"{sum(work.segmented for work in works)} of {len(dataset.subjects)} subjects"
+            segmented = f"{sum(work.segmented for work in works)} of {len(subjects) + len(unusable)} subjects"
             own_reporter.warn(f"{segmented} are segmented; correct the others or leave them out, and {RESUME}")
             group.share(lambda: _raise(failed))
         return PredictResult(out, tuple(paths), sum(work.kept for work in works))
+
+
+def _only(dataset: Dataset, subjects_file: Path | None) -> Dataset:
+    """The data set with the subjects of a file alone; all, where there is none."""
+    names = None if subjects_file is None else read_names(Path(subjects_file))
+    return replace(dataset, subjects=tuple(named(dataset.subjects, names)))
 
 
 @dataclass

@@ -251,10 +251,12 @@ def test_predict_by_an_ensemble(mergekit, fake):
     """Several checkpoints before the flags."""
     seen = fake("predict")
     flags = ["--data", "brats", "--out", "p", "--mirror-axes", "x,z", "--probabilities", "--submission", "brats"]
+    flags += ["--subjects-file", "test.txt"]
 
     assert 0 == mergekit("predict", "a.pt", "b.pt", *flags).exit_code
     assert [Path("a.pt"), Path("b.pt")] == seen["arguments"][0]
     assert ((0, 2), True, "brats") == tuple(seen[key] for key in ("mirror_axes", "probabilities", "submission"))
+    assert Path("test.txt") == seen["subjects_file"]
     assert (
         "no such axes: --mirror-axes: wanted some of x, y, z, found w" in mergekit("predict", "a.pt", *flags, "--mirror-axes", "w").stderr
     )

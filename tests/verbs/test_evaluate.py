@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 
@@ -8,10 +9,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from mergekit3d.errors import UsageError
+from mergekit3d.errors import InputError, UsageError
 from mergekit3d.options import Options
 from mergekit3d.verbs.evaluate import evaluate
 from mergekit3d.verbs.predict import predict
+from mergekit3d_cli.console import PlainReporter
 from tests.builders import OUTPUTS, save_source
 
 AFFINE = np.diag([1.0, 2.0, 3.0, 1.0])
@@ -110,3 +112,17 @@ def test_checkpoint_is_evaluated_as_it_predicts(tmp_path, make_data):
     for index, (region, ids) in enumerate(OUTPUTS.items()):
         mask, truth = probabilities[..., index] > 0.5, np.isin(labels, ids)
         assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) == pytest.approx(found.dice[region], abs=1e-9)
+
+
+def test_subjects_without_a_prediction_are_told(tmp_path, folders):
+    """Left out with a warning where the folder decides; refused where a file names them."""
+    (folders[0] / "s1.nii.gz").unlink()
+    said = io.StringIO()
+    result = evaluate(
+        pred=folders[0], truth=folders[1], regions={"ET": (4,)}, options=Options(out=tmp_path / "out"), reporter=PlainReporter(said)
+    )
+    assert 2 == result.subjects
+    assert "warning: 3 subjects have true labels, and 2 a prediction: the others are left out" in said.getvalue()
+    (tmp_path / "names.txt").write_text("s0\ns1\n")
+    with pytest.raises(InputError, match="no prediction of a subject: subject s1"):
+        evaluate(pred=folders[0], truth=folders[1], regions={"ET": (4,)}, subjects_file=tmp_path / "names.txt")

@@ -351,3 +351,15 @@ def test_oblique_and_anisotropic_grids_are_kept(three, tmp_path):
         np.testing.assert_allclose(affine, written.affine, atol=1e-6)
         np.testing.assert_allclose((0.8, 0.9, 4.5), written.header.get_zooms(), atol=1e-6)
         assert b"CANARY" not in gzip.decompress(file.read_bytes())
+
+
+def test_subjects_of_a_file_alone(three, tmp_path):
+    """Numbered as in the whole data set; a name that no subject has is refused before any work."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    (tmp_path / "test.txt").write_text("100002\n")
+    found = run(checkpoint, three, tmp_path / "out", subjects_file=tmp_path / "test.txt")
+    assert ["100002.nii.gz"] == [path.name for path in found.files]
+    assert ["100002.nii.gz"] == [path.name for path in (tmp_path / "out").glob("*.nii.gz")]
+    (tmp_path / "test.txt").write_text("someone\n")
+    with pytest.raises(InputError, match="unknown subjects: found someone"):
+        run(checkpoint, three, tmp_path / "other", subjects_file=tmp_path / "test.txt")
