@@ -9,7 +9,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,7 @@ from mergekit3d.summaries import intervals_of
 if TYPE_CHECKING:
     from torch import nn
 
+JSON, CSV, PICTURE = "forgetting.json", "forgetting.csv", "forgetting.png"
 COLUMNS = ("network", "task", "subject", "region", "dice", "hd95")
 CONVENTION = "nnunet"
 DEFINITION = "mean over the regions of the mean Dice over the subjects; the network's shared tensors with the private ones of the source"
@@ -60,7 +61,7 @@ class Forgetting:
     Args:
         networks: names of the rows: sources, then merges and trained networks.
         tasks: names of the columns: sources whose task it is.
-        measures: rows of every subject and region, by network and task.
+        measures: rows of every subject (by its number in the data set) and region, by network and task.
     """
 
     networks: tuple[str, ...]
@@ -105,13 +106,18 @@ class Forgetting:
         }
 
 
-def write_forgetting(path: Path, forgetting: Forgetting) -> None:
-    """Write forgetting.json."""
-    write_json(path, forgetting.as_json())
+def write_forgetting(folder: Path, forgetting: Forgetting) -> None:
+    """Write forgetting.json, forgetting.csv (a row a network, task, subject and region; ``nan`` where undefined) and forgetting.png."""
+    from mergekit3d.plots.forgetting import forgetting_figure
+    from mergekit3d.plots.style import save_figure
+
+    figure = forgetting_figure(forgetting.networks, forgetting.tasks, forgetting.dice)
+    write_json(folder / JSON, forgetting.as_json())
+    _write_rows(folder / CSV, forgetting)
+    save_figure(figure, folder / PICTURE)
 
 
-def write_forgetting_csv(path: Path, forgetting: Forgetting) -> None:
-    """Write forgetting.csv: a row a network, task, subject and region; ``nan`` where undefined."""
+def _write_rows(path: Path, forgetting: Forgetting) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -175,10 +181,11 @@ def measured_forgetting(
         for own in tasks:
             cohort, subjects = own.cohort, own.cohort.subjects("test")
             store = open_store(cohort, ("test",), reporter, folder=own.prepared)
+            numbers = {subject.name: str(number) for number, subject in store.subjects.items()}
             for name, build in networks.items():
                 predictor = predictor_from(*build(own), cohort.task, options, **how)
                 measured = measure_subjects(predictor, cohort.dataset, subjects, convention=CONVENTION, reporter=reporter, store=store)
-                rows = tuple(row for subject in measured for row in subject.rows)
+                rows = tuple(replace(row, subject=numbers[row.subject]) for subject in measured for row in subject.rows)
                 measures[name, own.source] = rows
                 progress.advance(1, message=f"{name} on the task of {own.source}: Dice {mean_over_regions(rows).dice:.3f}")
     return Forgetting(tuple(networks), tuple(own.source for own in tasks), measures)

@@ -287,7 +287,7 @@ class Study:
         return write_evaluation(arm.metrics.parent, rows, convention="nnunet", force=True)
 
     def _group_steps(self, group: Sequence[Arm]) -> Iterator[Step]:
-        from mergekit3d.forgetting_matrix import forgetting_matrix, write_forgetting
+        from mergekit3d.forgetting_matrix import CSV, JSON, PICTURE, forgetting_matrix, write_forgetting
 
         study = self.loaded.recipe.study
         if study is None or not group:
@@ -319,14 +319,14 @@ class Study:
             inputs += [arm.loaded.out / "adapt" / "ratios.json" for arm in merged] + [arm.loaded.merge_path for arm in merged]
             yield Step(
                 label("forgetting", group[0], with_initialisation=False),
-                (folder / "forgetting.json",),
+                tuple(folder / name for name in (JSON, CSV, PICTURE)),
                 lambda: [
                     files_identity(inputs),
                     [source.model_dump(mode="json") for source in self.loaded.recipe.sources],
                     self.loaded.recipe.predict.model_dump(mode="json"),
                 ],
                 lambda: write_forgetting(
-                    folder / "forgetting.json",
+                    folder,
                     forgetting_matrix(self.loaded, [arm.loaded for arm in merged], options=self.options, reporter=self.reporter),
                 ),
             )

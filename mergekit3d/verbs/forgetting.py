@@ -16,13 +16,15 @@ from mergekit3d.datasets.split import Split, read_names
 from mergekit3d.datasets.subject import Dataset
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, UsageError
 from mergekit3d.forgetting_matrix import (
+    CSV,
+    JSON,
+    PICTURE,
     Builder,
     Forgetting,
     OwnTask,
     measured_forgetting,
     own_tasks,
     write_forgetting,
-    write_forgetting_csv,
 )
 from mergekit3d.merging.partitions import SHARED, Partitions, assign, check_patterns
 from mergekit3d.options import DEFAULT_OPTIONS, Options
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDER = "forgetting"
-JSON, CSV, PICTURE = "forgetting.json", "forgetting.csv", "forgetting.png"
 
 
 @dataclass(frozen=True)
@@ -145,18 +146,8 @@ def forgetting(
     networks = _builders(opened, known, _partition(opened[0], loaded, private), reporter)
     with output_lock(out):
         matrix = measured_forgetting(networks, tasks, how=how, options=options, reporter=reporter)
-        _write(out, matrix)
+        write_forgetting(out, matrix)
     return ForgettingResult(out, matrix)
-
-
-def _write(out: Path, matrix: Forgetting) -> None:
-    from mergekit3d.plots.forgetting import forgetting_figure
-    from mergekit3d.plots.style import save_figure
-
-    figure = forgetting_figure(matrix.networks, matrix.tasks, matrix.dice)
-    write_forgetting(out / JSON, matrix)
-    write_forgetting_csv(out / CSV, matrix)
-    save_figure(figure, out / PICTURE)
 
 
 def _sources(given: Mapping[str, Path | str]) -> list[Source]:

@@ -20,7 +20,7 @@ from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.prediction import ensemble_of, inference, mean_probabilities, open_subjects
 from mergekit3d.prediction_record import PredictionRecord
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import refuse_existing
+from mergekit3d.storage.atomic import refuse_existing, sweep_leftovers
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
 from mergekit3d.training.interruption import catch_signals
@@ -150,7 +150,7 @@ def predict(
             return done
 
         with group.first_holds(lambda: output_lock(out)):
-            record.done = group.share(lambda: record.begin(resume=options.resume, force=options.force))
+            record.done = group.share(lambda: _begin(record, out, options))
             works = group.gather(group.agree(work))
             records = group.gather(record.done)
             group.share(lambda: record.end(records))
@@ -160,6 +160,12 @@ def predict(
             own_reporter.warn(f"{segmented} are segmented; correct the others or leave them out, and {RESUME}")
             group.share(lambda: _raise(failed))
         return PredictResult(out, tuple(paths), sum(work.kept for work in works))
+
+
+def _begin(record: PredictionRecord, out: Path, options: Options) -> dict[str, list[str]]:
+    """What was done before; what a killed run left half-written goes."""
+    sweep_leftovers(out / PROBABILITIES)
+    return record.begin(resume=options.resume, force=options.force)
 
 
 def _only(dataset: Dataset, subjects_file: Path | None) -> Dataset:

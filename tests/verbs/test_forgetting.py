@@ -73,6 +73,8 @@ def test_matrix_by_flags(networks, data):
         rows = list(csv.DictReader(file))
     assert 3 * 2 * (2 + 1) == len(rows)
     assert {"network", "task", "subject", "region", "dice", "hd95"} == set(rows[0])
+    assert {"2", "5"} == {row["subject"] for row in rows}
+    assert "10000" not in (networks / "forgetting" / "forgetting.json").read_text()
     assert str(networks) not in (networks / "forgetting" / "forgetting.json").read_text()
 
 

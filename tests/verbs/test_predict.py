@@ -17,6 +17,7 @@ from mergekit3d import predict
 from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, UsageError
 from mergekit3d.options import Options
+from mergekit3d.storage.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from mergekit3d.verbs.predict import RECORD
 from tests.builders import save_source, task_of, torchrun
 
@@ -95,11 +96,15 @@ def test_resume_makes_what_is_missing(data, tmp_path):
     checkpoint = source(tmp_path / "a.safetensors", 0)
     first = run(checkpoint, data, tmp_path / "out")
     first.files[1].unlink()
+    leftover = tmp_path / "out" / "probabilities" / f"{TEMPORARY_PREFIX}{2**22 + 1}-1{TEMPORARY_SUFFIX}"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half a volume")
     times = {file: file.stat().st_mtime_ns for file in first.files if file.exists()}
     again = run(checkpoint, data, tmp_path / "out", resume=True)
 
     assert (len(first.files) - 1, first.files) == (again.kept, again.files)
     assert all(file.exists() for file in again.files)
+    assert not leftover.exists()
     assert times == {file: file.stat().st_mtime_ns for file in times}
     record = (tmp_path / "out" / RECORD).read_text()
     assert not any(file.name.removesuffix(".nii.gz") in record for file in first.files)
