@@ -333,6 +333,8 @@ def forgetting(
       mergekit3d forgetting fused.safetensors out/finetune/best.safetensors
       --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
     """
+    if overrides and recipe is None:
+        raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
     folders = data or []
     by_source = any("=" in folder for folder in folders)
     if not by_source and len(folders) > 1:

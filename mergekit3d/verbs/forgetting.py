@@ -128,6 +128,8 @@ def forgetting(
     if recipe is None and not (given and sources and data is not None):
         todo = "for example: forgetting fused.safetensors --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/"
         raise UsageError("forgetting needs checkpoints, their sources and data, or a recipe", todo=todo)
+    if names is not None and not given:
+        raise UsageError("names of no checkpoints", where="--names", todo="name the checkpoints, or leave it out")
     loaded = None if recipe is None else load_recipe(recipe, overrides=overrides)
     if loaded is not None:
         opened, tasks = open_sources(loaded, with_fisher=False), own_tasks(loaded)

@@ -32,6 +32,7 @@ EVALUATE_NEEDS = (
             "a checkpoint and --recipe exclude each other; the recipe says it all; change it with --set",
         ),
         (["fisher", "m1.pt", "--set", "a=1"], "--set overrides keys of a recipe; pass --recipe, or leave --set out"),
+        (["forgetting", "a.pt", "--set", "a=1"], "--set overrides keys of a recipe; pass --recipe, or leave --set out"),
         (["fuse"], "fuse needs a recipe; for example: mergekit3d fuse --recipe timm.yaml"),
         (["adapt"], "adapt needs a recipe; for example: mergekit3d adapt --recipe timm.yaml"),
         (["finetune"], "finetune needs a recipe with a target to train on; for example: mergekit3d finetune --recipe timm.yaml"),

@@ -199,6 +199,8 @@ def test_recipe_without_a_merge_or_test_subjects_is_refused(networks, data):
     path = recipe_in(networks, data)
     with pytest.raises(InputError, match="nothing merged or trained yet: .*; run fuse first"):
         forgetting(recipe=path, overrides=["merge.out=other.safetensors"])
+    with pytest.raises(UsageError, match="names of no checkpoints: --names"):
+        forgetting(recipe=path, names=["a"])
     with pytest.raises(UsageError, match="no source has test subjects"):
         forgetting(recipe=recipe_in(networks, data, "{train: 1, validation: 1, test: 0}"))
 
