@@ -20,7 +20,7 @@ from mergekit3d.metrics import CONVENTIONS, SubjectMetrics, defined_mean, mean_o
 from mergekit3d.options import Options
 from mergekit3d.plan.fusion import plan_fusion
 from mergekit3d.plan.network import fusion_start
-from mergekit3d.plan.target import Cohort, open_cohort
+from mergekit3d.plan.own_tasks import OwnTask, own_tasks
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.storage.atomic import write_json, write_text
@@ -33,21 +33,6 @@ JSON, CSV, PICTURE = "forgetting.json", "forgetting.csv", "forgetting.png"
 COLUMNS = ("network", "task", "subject", "region", "dice", "hd95")
 CONVENTION = "nnunet"
 DEFINITION = "mean over the regions of the mean Dice over the subjects; the network's shared tensors with the private ones of the source"
-
-
-@dataclass(frozen=True)
-class OwnTask:
-    """The task of a source.
-
-    Args:
-        source: its name.
-        cohort: modalities, outputs, and the subjects to test on.
-        prepared: folder of prepared subjects; None: they are not stored.
-    """
-
-    source: str
-    cohort: Cohort
-    prepared: Path | None = None
 
 
 Builder = Callable[[OwnTask], "tuple[nn.Module, NetworkSpec]"]
@@ -149,16 +134,6 @@ def forgetting_matrix(loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, o
         networks[merge.recipe.merge.method] = partial(_merged, merge.changed(target=None))
     how = inference_of(loaded.recipe.predict)
     return measured_forgetting(networks, own_tasks(loaded), how=how, options=options, reporter=reporter)
-
-
-def own_tasks(loaded: LoadedRecipe) -> list[OwnTask]:
-    """The tasks of a recipe's sources that have test subjects."""
-    cohorts = {
-        source.name: open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
-        for source in loaded.recipe.sources
-        if source.target is not None
-    }
-    return [OwnTask(name, cohort, loaded.prepared) for name, cohort in cohorts.items() if cohort.split.test]
 
 
 def measured_forgetting(

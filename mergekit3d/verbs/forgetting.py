@@ -8,12 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.architectures import NetworkSpec, architecture, network_of
+from mergekit3d.architectures import NetworkSpec, architecture
 from mergekit3d.checkpoints import Checkpoint, check_weights, open_checkpoint
-from mergekit3d.datasets import find_dataset, select
-from mergekit3d.datasets.find import named
-from mergekit3d.datasets.split import Split, read_names
-from mergekit3d.datasets.subject import Dataset
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, UsageError
 from mergekit3d.forgetting_matrix import (
     CSV,
@@ -21,17 +17,15 @@ from mergekit3d.forgetting_matrix import (
     PICTURE,
     Builder,
     Forgetting,
-    OwnTask,
     measured_forgetting,
-    own_tasks,
     write_forgetting,
 )
 from mergekit3d.merging.partitions import SHARED, Partitions, assign, check_patterns
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import partitions_of
 from mergekit3d.plan.outcomes import modalities_of
-from mergekit3d.plan.sources import Source, check_one_network, open_sources
-from mergekit3d.plan.target import Cohort
+from mergekit3d.plan.own_tasks import OwnTask, own_tasks, sources_of, tasks_on, with_tasks
+from mergekit3d.plan.sources import Source, open_sources
 from mergekit3d.plan.transplant import transplanted
 from mergekit3d.prediction import inference, inference_of
 from mergekit3d.progress import SILENT, Reporter
@@ -122,21 +116,15 @@ def forgetting(
     Source: MIDL 2019, Table 4, with a row a network in place of a column.
     """
     given = [Path(checkpoints)] if isinstance(checkpoints, str | Path) else [Path(path) for path in checkpoints]
-    by_flags = [flag for flag, value in (("--source", sources), ("--data", data), ("--subjects-file", subjects_file)) if value is not None]
-    if recipe is not None and by_flags:
-        raise UsageError(f"{by_flags[0]} and --recipe exclude each other", todo="the recipe says it; change it with --set")
-    if recipe is None and not (given and sources and data is not None):
-        todo = "for example: forgetting fused.safetensors --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/"
-        raise UsageError("forgetting needs checkpoints, their sources and data, or a recipe", todo=todo)
-    if names is not None and not given:
-        raise UsageError("names of no checkpoints", where="--names", todo="name the checkpoints, or leave it out")
+    _check_arguments(given, names, recipe, {"--source": sources, "--data": data, "--subjects-file": subjects_file})
     loaded = None if recipe is None else load_recipe(recipe, overrides=overrides)
     if loaded is not None:
         opened, tasks = open_sources(loaded, with_fisher=False), own_tasks(loaded)
+        opened = with_tasks(opened, tasks)
         known, how, default = _outputs(loaded) if not given else {}, inference_of(loaded.recipe.predict), loaded.out / FOLDER
     else:
-        opened = _sources(sources or {})
-        tasks = _tasks(opened, data, layout, subjects_file)
+        opened = sources_of(sources or {})
+        tasks = tasks_on(opened, data, layout, subjects_file)
         known, how, default = {}, {}, given[0].parent / FOLDER
     if not tasks:
         raise UsageError("no source has test subjects", where=recipe, todo="give one a target with split.test")
@@ -152,45 +140,20 @@ def forgetting(
     return ForgettingResult(out, matrix)
 
 
-def _sources(given: Mapping[str, Path | str]) -> list[Source]:
-    """The sources of the flags, which must say their tasks."""
-    problems, opened = ProblemCollector(), []
-    for name, path in given.items():
-        try:
-            checkpoint = open_checkpoint(path)
-            check_weights(checkpoint)
-        except MergeKit3DError as error:
-            problems.add(error)
-            continue
-        task = None if checkpoint.metadata is None else checkpoint.metadata.task
-        if task is None:
-            todo = "name its task in a recipe: sources, each with a target"
-            problems.add(InputError("the source does not say its task", where=path, wanted="modalities and regions", todo=todo))
-        opened.append(Source(name, checkpoint, None, network_of(checkpoint), task))
-    problems.raise_if_any()
-    check_one_network(opened)
-    return opened
+def _check_arguments(checkpoints: Sequence[Path], names: Sequence[str] | None, recipe: object, flags: Mapping[str, object]) -> None:
+    """Refuse arguments that do not go together.
 
-
-def _tasks(
-    sources: Sequence[Source], data: Path | str | Mapping[str, Path | str] | None, layout: str, subjects_file: Path | None
-) -> list[OwnTask]:
-    """The sources' tasks on the subjects of the flags."""
-    folders = dict(data) if isinstance(data, Mapping) else dict.fromkeys((source.name for source in sources), data)
-    unknown = sorted(set(folders) - {source.name for source in sources})
-    if unknown:
-        raise UsageError("data of an unknown source", where="--data", found=unknown[0], wanted=", ".join(source.name for source in sources))
-    tasks = []
-    for source in sources:
-        folder = folders.get(source.name)
-        if folder is not None and source.task is not None:
-            found = find_dataset(folder, layout)
-            subjects = select(found, source.task.modalities, need_labels=True)
-            chosen = named(subjects, None if subjects_file is None else read_names(Path(subjects_file)))
-            dataset = Dataset(found.root, found.layout, subjects, found.vocabulary.for_outputs(source.task.outputs))
-            split = Split((), (), tuple(subject.name for subject in chosen))
-            tasks.append(OwnTask(source.name, Cohort(dataset, source.task, split)))
-    return tasks
+    Raises:
+        UsageError: too few or too many.
+    """
+    beside = [flag for flag, value in flags.items() if value is not None]
+    if recipe is not None and beside:
+        raise UsageError(f"{beside[0]} and --recipe exclude each other", todo="the recipe says it; change it with --set")
+    if recipe is None and not (checkpoints and flags["--source"] and flags["--data"]):
+        todo = "for example: forgetting fused.safetensors --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/"
+        raise UsageError("forgetting needs checkpoints, their sources and data, or a recipe", todo=todo)
+    if names is not None and not checkpoints:
+        raise UsageError("names of no checkpoints", where="--names", todo="name the checkpoints, or leave it out")
 
 
 def _outputs(loaded: LoadedRecipe) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,40 @@ def test_recipe_without_a_merge_or_test_subjects_is_refused(networks, data):
         forgetting(recipe=path, names=["a"])
     with pytest.raises(UsageError, match="no source has test subjects"):
         forgetting(recipe=recipe_in(networks, data, "{train: 1, validation: 1, test: 0}"))
+
+
+def test_recipe_tells_the_task_of_a_source_that_does_not(networks, data):
+    """A bare state dict is what its target says; the matrix is the same."""
+    path = recipe_in(networks, data)
+    options = Options(device="cpu", precision="fp32")
+    wanted = forgetting(recipe=path, options=options).matrix.dice
+    save(networks / "m1.safetensors", load_file(networks / "m1.safetensors"))
+
+    assert wanted == forgetting(recipe=path, options=replace(options, force=True)).matrix.dice
+
+
+@pytest.mark.parametrize(
+    ("bare", "regions", "text"),
+    [
+        (
+            False,
+            "{wm: [2, 7], csf: [24]}",
+            "the source was trained for another task than its target: sources.m1.target: wanted t1, t2 to csf",
+        ),
+        (
+            True,
+            "{csf: [24]}",
+            "the source's network is of another task than its target: .*: wanted 2 modalities and 2 outputs",
+        ),
+    ],
+)
+def test_target_of_another_task_is_refused(networks, data, bare, regions, text):
+    """Outputs in another order would be measured against one another."""
+    path = recipe_in(networks, data)
+    if bare:
+        save(networks / "m1.safetensors", load_file(networks / "m1.safetensors"))
+    with pytest.raises(InputError, match=text):
+        forgetting(recipe=path, overrides=[f"sources.m1.target.regions={regions}"])
 
 
 def test_checkpoint_without_a_modality_is_told(networks, data):
