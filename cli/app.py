@@ -40,6 +40,7 @@ COMMANDS = (
     results.predict,
     results.evaluate,
     results.compare,
+    results.forgetting,
     results.plot,
     method.run,
     files.verify,

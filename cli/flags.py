@@ -39,6 +39,13 @@ Architecture = Annotated[
     str | None, typer.Option(metavar="NAME|{NAME, ...}", help="The network of a checkpoint that does not say it, as in a recipe.")
 ]
 PatchSize = Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Patch size in voxels; one number for a cube.")]
+Window = Annotated[
+    str | None, typer.Option("--patch-size", metavar="X,Y,Z", help="Sliding window in voxels; one number for a cube; whole volumes else.")
+]
+Overlap = Annotated[float | None, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows (0.5 by default).")]
+WindowsAtOnce = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Windows at once (1 by default).")]
+Mirror = Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")]
+MirrorAxes = Annotated[str | None, typer.Option(metavar="x,y,z", help="Mirror along these axes; --mirror alone: x, left-right.")]
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,10 @@ def architecture_of(text: str | None) -> str | Mapping[str, Any] | None:
     return value
 
 
-def axes_of(text: str) -> tuple[int, ...]:
+def axes_of(text: str | None) -> tuple[int, ...] | None:
     """Axes of RAS+ by their letters."""
+    if text is None:
+        return None
     letters = [letter.strip() for letter in text.split(",")]
     if any(letter not in ("x", "y", "z") for letter in letters):
         raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=text)
@@ -123,6 +132,31 @@ def size_of(text: str | None, flag: str) -> tuple[int, int, int] | None:
         raise UsageError("cannot read the size", where=flag, wanted="one or three whole numbers above 0, such as 64,64,48", found=text)
     x, y, z = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
     return x, y, z
+
+
+def tolerances_of(texts: Sequence[str] | None) -> float | Mapping[str, float]:
+    """Tolerances in mm: one for all regions, or by region; a number alone stands for all others."""
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    found = {}
+    for part in parts:
+        region, _, length = part.rpartition("=")
+        region = region.strip() or "*"
+        if not re.fullmatch(r"\s*\d+(\.\d+)?\s*", length, flags=re.ASCII) or region in found:
+            wanted = "mm, or REGION=MM, each region once, such as ET=1,WT=2"
+            raise UsageError("cannot read the tolerance", where="--tolerance-mm", wanted=wanted, found=part)
+        found[region] = float(length)
+    return found or 1.0
+
+
+def by_name(texts: Sequence[str] | None, flag: str) -> dict[str, str]:
+    """Values by name, each given as NAME=VALUE."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, separator, value = text.partition("=")
+        if not (separator and name.strip() and value.strip()) or name.strip() in found:
+            raise UsageError("cannot read the flag", where=flag, wanted="NAME=VALUE, each name once", found=text)
+        found[name.strip()] = value.strip()
+    return found
 
 
 def spacing_of(text: str | None, flag: str) -> tuple[float, float, float] | None:

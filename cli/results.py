@@ -14,7 +14,30 @@ from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import Force, Layout, Names, Out, PatchSize, Regions, SubjectsFile, axes_of, names_of, needed, regions_of, size_of, spacing_of
+from .flags import (
+    Force,
+    Layout,
+    Mirror,
+    MirrorAxes,
+    Names,
+    Out,
+    Overlap,
+    Overrides,
+    RecipeFlag,
+    Regions,
+    SubjectsFile,
+    Window,
+    WindowsAtOnce,
+    axes_of,
+    by_name,
+    names_of,
+    needed,
+    overrides_of,
+    regions_of,
+    size_of,
+    spacing_of,
+    tolerances_of,
+)
 
 
 def demo(*, options: Options, reporter: Reporter) -> Result:
@@ -134,16 +157,16 @@ def predict(
     *,
     data: Annotated[Path | None, typer.Option(metavar="DATA", help="The subjects to segment: a folder or a list.")] = None,
     layout: Layout = "auto",
-    patch_size: PatchSize = None,
-    overlap: Annotated[float, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows.")] = 0.5,
-    mirror: Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")] = False,
-    mirror_axes: Annotated[
-        str | None, typer.Option(metavar="x,y,z", help="For --mirror: x is left-right; else what the checkpoint allows, or x.")
-    ] = None,
+    patch_size: Window = None,
+    overlap: Overlap = None,
+    batch_size: WindowsAtOnce = None,
+    mirror: Mirror = False,
+    mirror_axes: MirrorAxes = None,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Write probabilities/<subject>.nii.gz too.")] = False,
     submission: Annotated[
         Literal["brats"] | None, typer.Option(metavar="brats", help="Write the label ids of a challenge: 4, 1, 2 from ET, TC, WT.")
     ] = None,
+    subjects_file: SubjectsFile = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
@@ -169,10 +192,12 @@ def predict(
         layout=layout,
         patch_size=size_of(patch_size, "--patch-size"),
         overlap=overlap,
+        batch_size=batch_size,
         mirror=mirror,
         mirror_axes=None if mirror_axes is None else axes_of(mirror_axes),
         probabilities=probabilities,
         submission=submission,
+        subjects_file=subjects_file,
         options=options,
         reporter=reporter,
     )
@@ -189,9 +214,17 @@ def evaluate(
         Literal["nnunet", "brats"],
         typer.Option(metavar="nnunet|brats", help="A region absent from both: NaN and left out of the mean, or Dice 1."),
     ] = "nnunet",
-    tolerance_mm: Annotated[float, typer.Option(metavar="MM", min=0, help="Of the normalised surface Dice.")] = 1.0,
+    tolerance_mm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MM|REGION=MM,...", help="Of the normalised surface Dice, of all (other) regions or of one; 1 by default."),
+    ] = None,
     regions: Regions = None,
     subjects_file: SubjectsFile = None,
+    patch_size: Window = None,
+    overlap: Overlap = None,
+    batch_size: WindowsAtOnce = None,
+    mirror: Mirror = False,
+    mirror_axes: MirrorAxes = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
@@ -227,9 +260,14 @@ def evaluate(
         truth,
         layout=layout,
         empty=empty,
-        tolerance_mm=tolerance_mm,
+        tolerance_mm=tolerances_of(tolerance_mm),
         regions=regions_of(regions),
         subjects_file=subjects_file,
+        patch_size=size_of(patch_size, "--patch-size"),
+        overlap=overlap,
+        batch_size=batch_size,
+        mirror=mirror,
+        mirror_axes=axes_of(mirror_axes),
         options=options,
         reporter=reporter,
     )
@@ -255,6 +293,70 @@ def compare(
     if len(files) < 2:
         raise UsageError("compare needs two files or more", todo="for example: mergekit3d compare timm/metrics.csv imm/metrics.csv")
     return mergekit3d.compare(files, names=names_of(names), out=out, force=force, reporter=reporter)
+
+
+def forgetting(
+    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False)] = None,
+    *,
+    recipe: RecipeFlag = None,
+    overrides: Overrides = None,
+    source: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=CKPT", help="A source, whose private tensors and task these are; repeat for more.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="DIR|NAME=DIR", help="Labelled subjects: one folder, or one a source; repeat for more.")
+    ] = None,
+    names: Names = None,
+    private: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Private tensors: a glob on names, or kind:norm; repeat for more; as the recipe or the network."),
+    ] = None,
+    layout: Layout = "auto",
+    subjects_file: SubjectsFile = None,
+    patch_size: Window = None,
+    overlap: Overlap = None,
+    batch_size: WindowsAtOnce = None,
+    mirror: Mirror = False,
+    mirror_axes: MirrorAxes = None,
+    options: Options,
+    reporter: Reporter,
+) -> Result:
+    """Tell what networks still know of the sources' tasks.
+
+    Any merged or trained checkpoint, with the private tensors of each source, on that source's data (the paper's Table 4). With a recipe
+    and no checkpoint: the merges and fine-tuned networks that it made, on the test subjects of its sources.
+
+    Examples:
+
+      mergekit3d forgetting --recipe timm.yaml
+
+      mergekit3d forgetting fused.safetensors out/finetune/best.safetensors
+      --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
+    """
+    if overrides and recipe is None:
+        raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
+    folders = data or []
+    by_source = any("=" in folder for folder in folders)
+    if not by_source and len(folders) > 1:
+        raise UsageError("several folders of data", where="--data", wanted="one for all sources, or NAME=DIR for each", found=folders[1])
+    return mergekit3d.forgetting(
+        checkpoints or [],
+        sources=by_name(source, "--source") if source else None,
+        data=by_name(folders, "--data") if by_source else next(iter(folders), None),
+        recipe=recipe,
+        overrides=overrides_of(overrides),
+        names=names_of(names),
+        private=private or None,
+        layout=layout,
+        subjects_file=subjects_file,
+        patch_size=size_of(patch_size, "--patch-size"),
+        overlap=overlap,
+        batch_size=batch_size,
+        mirror=mirror or None,
+        mirror_axes=axes_of(mirror_axes),
+        options=options,
+        reporter=reporter,
+    )
 
 
 def plot(

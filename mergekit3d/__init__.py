@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mergekit3d.verbs.finetune import finetune as finetune
     from mergekit3d.verbs.fisher import fisher as fisher
     from mergekit3d.verbs.fisher import fisher_sources as fisher_sources
+    from mergekit3d.verbs.forgetting import forgetting as forgetting
     from mergekit3d.verbs.fuse import fuse as fuse
     from mergekit3d.verbs.inspect import inspect as inspect
     from mergekit3d.verbs.methods import methods as methods
@@ -45,6 +46,7 @@ _HOMES = {
     "finetune": "mergekit3d.verbs.finetune",
     "fisher": "mergekit3d.verbs.fisher",
     "fisher_sources": "mergekit3d.verbs.fisher",
+    "forgetting": "mergekit3d.verbs.forgetting",
     "fuse": "mergekit3d.verbs.fuse",
     "inspect": "mergekit3d.verbs.inspect",
     "methods": "mergekit3d.verbs.methods",

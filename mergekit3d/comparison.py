@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import SubjectMetrics, defined_mean
-from mergekit3d.paired import FEWEST_PAIRS, bootstrap_interval, holm, paired_differences, wilcoxon_p
+from mergekit3d.paired import FEWEST_PAIRS, MOST_EXACT, bootstrap_interval, holm, paired_differences, signed_rank
 
 MEAN = "mean"
 """Stands where a region's name would: the mean over the regions of each subject."""
@@ -20,7 +20,9 @@ MEAN = "mean"
 METHOD = {
     "differences": "Dice of the first minus Dice of the other, subject by subject, where every file defines it",
     "mean": "per subject, over the regions that every file defines",
-    "p": "two-sided Wilcoxon signed-rank test",
+    "p": "two-sided Wilcoxon signed-rank test; differences of 0 are left out of the ranks, ties share their mean rank",
+    "p_method": f"exact up to {MOST_EXACT} differences other than 0, over all signs of their ranks, ties included; beyond, the normal "
+    "approximation with its correction for ties",
     "p_holm": "Holm's correction: one family of the comparisons of the mean, a second one of all comparisons of single regions",
     "interval_95": "percentile bootstrap of the mean difference over subjects, 10,000 resamples",
 }
@@ -36,6 +38,7 @@ class Comparison:
         mean_difference: of Dice, first minus other; NaN without pairs.
         interval_95: bootstrap interval of the mean difference; NaN with fewer than 2 pairs.
         p: of Wilcoxon's test; NaN without pairs.
+        p_method: exact or normal approximation; None where nothing was tested.
         p_holm: p corrected for the family.
         wins: subjects where the first has the larger Dice.
         losses: subjects where the other has.
@@ -48,6 +51,7 @@ class Comparison:
     mean_difference: float
     interval_95: tuple[float, float]
     p: float
+    p_method: str | None
     p_holm: float
     wins: int
     losses: int
@@ -102,6 +106,7 @@ class CompareResult:
                     "mean_difference": _finite(comparison.mean_difference),
                     "interval_95": [_finite(end) for end in comparison.interval_95],
                     "p": _finite(comparison.p),
+                    "p_method": comparison.p_method,
                     "p_holm": _finite(comparison.p_holm),
                     "wins": comparison.wins,
                     "losses": comparison.losses,
@@ -163,7 +168,8 @@ def sentence(first: str, comparison: Comparison) -> str:
     pairs = len(comparison.differences)
     low, high = comparison.interval_95
     interval = "" if math.isnan(low) else f", 95 % interval {low:+.3f} to {high:+.3f}"
-    p = "" if math.isnan(comparison.p) else f", Wilcoxon {p_words(comparison.p)} (Holm: {p_words(comparison.p_holm)})"
+    method = f"{comparison.p_method}; " if comparison.p_method is not None else ""
+    p = "" if math.isnan(comparison.p) else f", Wilcoxon {p_words(comparison.p)} ({method}Holm: {p_words(comparison.p_holm)})"
     return (
         f"{first} - {comparison.other}: Dice {comparison.mean_difference:+.3f}{interval}{p}; "
         f"better on {comparison.wins} of {pairs}, worse on {comparison.losses}"
@@ -214,13 +220,15 @@ def _comparison(
 ) -> Comparison:
     defined = np.isfinite(first_dice)
     differences = paired_differences(first_dice[defined], other_dice[defined])
+    tested = signed_rank(differences)
     named = dict(zip(np.asarray(subjects)[defined].tolist(), differences.tolist(), strict=True))
     return Comparison(
         other=other,
         region=region,
         mean_difference=defined_mean(differences.tolist()),
         interval_95=bootstrap_interval(differences, generator),
-        p=wilcoxon_p(differences),
+        p=tested.p,
+        p_method=tested.method,
         p_holm=math.nan,
         wins=int(np.count_nonzero(differences > 0)),
         losses=int(np.count_nonzero(differences < 0)),
@@ -246,9 +254,12 @@ def _notes(defined: Any, comparisons: Sequence[Comparison]) -> list[str]:
             f"{count} of {defined.size} values (subject and region) are undefined in some file, such as a region that is empty in "
             "prediction and truth, and are left out; `evaluate` with the brats convention counts them"
         )
-    fewest = min(len(comparison.differences) for comparison in comparisons)
+    fewest = min(comparison.wins + comparison.losses for comparison in comparisons)
     if fewest < FEWEST_PAIRS:
-        notes.append(f"with {fewest} pairs Wilcoxon's p cannot reach 0.05, whatever the differences: {FEWEST_PAIRS} are needed")
+        notes.append(f"with {fewest} pairs that differ Wilcoxon's p cannot reach 0.05, whatever the differences: {FEWEST_PAIRS} are needed")
+    ties = max(comparison.ties for comparison in comparisons)
+    if ties:
+        notes.append(f"pairs without a difference (up to {ties} in a comparison) are left out of Wilcoxon's ranks, and count as no win")
     return notes
 
 
@@ -281,6 +292,7 @@ def comparison_of(content: Mapping[str, Any], where: object) -> CompareResult:
                     mean_difference=_number(row["mean_difference"]),
                     interval_95=(_number(row["interval_95"][0]), _number(row["interval_95"][1])),
                     p=_number(row["p"]),
+                    p_method=row.get("p_method"),
                     p_holm=_number(row["p_holm"]),
                     wins=int(row["wins"]),
                     losses=int(row["losses"]),

@@ -8,7 +8,7 @@ empty in one is Dice and surface Dice 0 and HD95 373.13 mm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,9 @@ NSD_DEFINITION = "the part of both surfaces that lies within the tolerance of th
 
 TOLERANCE_MM = 1.0
 """Of the normalised surface Dice, where nobody says."""
+
+REST = "*"
+"""Stands for all other regions where tolerances are given by region."""
 
 MISSED_HD95_MM = 373.13
 """HD95 of a missed or an invented region under ``brats``: the diagonal of the 240 x 240 x 155 mm image of BraTS."""
@@ -224,7 +227,7 @@ def measure_subject(
     spacing_mm: tuple[float, float, float],
     *,
     convention: str = "nnunet",
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM,
     files: tuple[str, str] = ("", ""),
 ) -> SubjectMeasures:
     """Dice, HD95, normalised surface Dice, volumes and voxel counts of every region of one subject.
@@ -235,13 +238,14 @@ def measure_subject(
         truth: mask of the same shape by region; its regions are the ones measured.
         spacing_mm: size of a voxel along each axis.
         convention: for empty regions, one of `CONVENTIONS`.
-        tolerance_mm: of the normalised surface Dice.
+        tolerance_mm: of the normalised surface Dice, for all regions or by region.
         files: names (no folder) of the prediction's and the truth's files.
 
     Raises:
         InputError: a region or the shape of the truth is not that of the prediction.
     """
     check_convention(convention)
+    tolerances = tolerances_mm(tolerance_mm, list(truth))
     voxel_ml = math.prod(spacing_mm) / 1000
     rows, counts = [], []
     for region, reference in truth.items():
@@ -255,11 +259,31 @@ def measure_subject(
         figures = (
             dice_of_counts(counted, convention),
             hd95_of_distances(*distances, convention),
-            nsd_of_distances(*distances, tolerance_mm, convention),
+            nsd_of_distances(*distances, tolerances[region], convention),
         )
         rows.append(SubjectMetrics(subject, region, *figures, counted.predicted * voxel_ml, counted.reference * voxel_ml))
         counts.append(counted)
     return SubjectMeasures(subject, tuple(rows), tuple(counts), *files)
+
+
+def tolerances_mm(given: float | Mapping[str, float], regions: Sequence[str]) -> dict[str, float]:
+    """The tolerance of every region.
+
+    Args:
+        given: one for all, or by region, `REST` standing for all others, whose tolerance is `TOLERANCE_MM` else.
+        regions: names.
+
+    Raises:
+        UsageError: a region that there is not, or a tolerance that is no length.
+    """
+    by_region = dict(given) if isinstance(given, Mapping) else {REST: given}
+    for region, tolerance in by_region.items():
+        if region not in (REST, *regions):
+            todo = did_you_mean(region, regions)
+            raise UsageError("a tolerance for an unknown region", where="--tolerance-mm", found=region, todo=todo)
+        if not 0 <= tolerance < math.inf:
+            raise UsageError("no such tolerance", where="--tolerance-mm", wanted="0 or more", found=tolerance)
+    return {region: by_region.get(region, by_region.get(REST, TOLERANCE_MM)) for region in regions}
 
 
 def means_by_region(rows: Iterable[SubjectMetrics]) -> dict[str, RegionMeans]:

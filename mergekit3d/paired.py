@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,12 @@ DECIMALS = 12
 
 RESAMPLES = 10_000
 
+EXACT, NORMAL = "exact", "normal approximation"
+"""How a p of Wilcoxon's test was computed."""
+
+MOST_EXACT = 50
+"""Differences, up to which it is exact."""
+
 
 def paired_differences(first: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """`first` minus `other` for every pair, with rounding noise removed."""
@@ -23,19 +30,46 @@ def paired_differences(first: NDArray[np.float64], other: NDArray[np.float64]) -
     return rounded
 
 
-def wilcoxon_p(differences: NDArray[np.float64]) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test; 1 where every difference is 0, NaN without any.
+@dataclass(frozen=True)
+class SignedRank:
+    """What Wilcoxon's signed-rank test gives.
 
     Args:
-        differences: (pairs,), zeros are left out of the ranks (Wilcoxon's own way).
+        p: two-sided; 1 where every difference is 0, NaN without any.
+        method: `EXACT` or `NORMAL`; None where there was nothing to test.
+    """
+
+    p: float
+    method: str | None
+
+
+def signed_rank(differences: NDArray[np.float64]) -> SignedRank:
+    """Wilcoxon's signed-rank test, two-sided.
+
+    Exact up to `MOST_EXACT` differences, with ties as well, where scipy would take the normal approximation from 14 on: over all signs of
+    the mid-ranks that there are. Beyond, the normal approximation with its correction for ties.
+
+    Args:
+        differences: (pairs,); zeros are left out of the ranks (Wilcoxon's own way).
+
+    Source: Wilcoxon, "Individual comparisons by ranking methods", Biometrics Bulletin 1945.
     """
     from scipy import stats
 
     if differences.size == 0:
-        return math.nan
-    if not differences.any():
-        return 1.0
-    return float(stats.wilcoxon(differences, zero_method="wilcox").pvalue)
+        return SignedRank(math.nan, None)
+    left = differences[differences != 0]
+    if left.size == 0:
+        return SignedRank(1.0, None)
+    if left.size > MOST_EXACT:
+        return SignedRank(float(stats.wilcoxon(left, method="asymptotic").pvalue), NORMAL)
+    # Mid-ranks are multiples of one half.
+    doubled = np.rint(2 * stats.rankdata(np.abs(left))).astype(int)
+    chances = np.ones(1)
+    for rank in doubled:
+        chances = (np.pad(chances, (0, rank)) + np.pad(chances, (rank, 0))) / 2
+    smaller = min(int(doubled[left > 0].sum()), int(doubled[left < 0].sum()))
+    return SignedRank(min(1.0, 2 * math.fsum(chances[: smaller + 1])), EXACT)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from mergekit3d.datasets.cache import SubjectStore
 from mergekit3d.datasets.labels import encode
 from mergekit3d.datasets.prepare import Prepared, native_crop, pasted, subject_labels
 from mergekit3d.datasets.subject import Dataset, Subject
-from mergekit3d.errors import InputError
+from mergekit3d.errors import InputError, UsageError
 from mergekit3d.metrics import TOLERANCE_MM, SubjectMeasures, measure_subject
 from mergekit3d.options import Options
 from mergekit3d.progress import Reporter
@@ -25,11 +26,53 @@ from mergekit3d.volumes.orientation import spacing_of
 if TYPE_CHECKING:
     from torch import nn
 
+    from mergekit3d.recipe.models import PredictModel
     from mergekit3d.training.devices import Runtime
 
 Array = np.ndarray[Any, Any]
 MIRROR_AXES = (0,)
 """Left and right: what trainings mirror along unless they are told otherwise."""
+
+
+def inference_of(model: PredictModel) -> dict[str, Any]:
+    """What a recipe says of inference, as keywords of `Predictor`."""
+    axes = MIRROR_AXES if model.mirror else ()
+    return {"patch_size": model.patch_size, "overlap": model.overlap, "mirror_axes": axes, "batch_size": model.batch_size}
+
+
+def inference(
+    *,
+    patch_size: tuple[int, int, int] | None = None,
+    overlap: float | None = None,
+    mirror: bool | None = None,
+    mirror_axes: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    otherwise: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What flags say of inference, as keywords of `Predictor`.
+
+    Args:
+        patch_size: sliding window of this size; None: as `otherwise`.
+        overlap: of neighbouring windows, 0 to 1.
+        mirror: average over mirrored copies.
+        mirror_axes: along which, of 0, 1, 2, which means to mirror; None: along those that the checkpoint allows.
+        batch_size: windows at once.
+        otherwise: what a recipe says; None: the defaults of `Predictor`.
+
+    Raises:
+        UsageError: axes that there are not, an overlap or a number of windows that cannot be.
+    """
+    mirror = True if mirror_axes is not None else mirror
+    axes = None if mirror_axes is None else tuple(sorted(mirror_axes))
+    if axes is not None and (not axes or any(axis not in (0, 1, 2) for axis in axes) or len(set(axes)) != len(axes)):
+        raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=list(axes))
+    if overlap is not None and not 0 <= overlap < 1:
+        raise UsageError("no such overlap", where="--overlap", wanted="0 or more, less than 1", found=overlap)
+    if batch_size is not None and batch_size < 1:
+        raise UsageError("no such number of windows", where="--batch-size", wanted="1 or more", found=batch_size)
+    said = {"patch_size": patch_size, "overlap": overlap, "batch_size": batch_size}
+    how = {**(otherwise or {}), **{key: value for key, value in said.items() if value is not None}}
+    return how if mirror is None else {**how, "mirror_axes": axes if mirror else ()}
 
 
 @dataclass(frozen=True)
@@ -44,6 +87,7 @@ class Predictor:
         patch_size: sliding window of this size; None: whole volumes.
         overlap: of neighbouring windows.
         mirror_axes: average over copies mirrored along each subset of these axes of RAS+; empty: no copies.
+        batch_size: windows at once.
         digest: of the checkpoint; empty: a network in memory.
     """
 
@@ -54,6 +98,7 @@ class Predictor:
     patch_size: tuple[int, int, int] | None = None
     overlap: float = 0.5
     mirror_axes: tuple[int, ...] = ()
+    batch_size: int = 1
     digest: str = ""
 
     def probabilities(self, prepared: Prepared) -> Array:
@@ -62,15 +107,19 @@ class Predictor:
 
         from mergekit3d.training.inference import predict_volume
 
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Nobody writes into the image, so that it may be read-only, and needs no copy.
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+            image = torch.from_numpy(prepared.image)
             values = predict_volume(
                 self.network,
-                torch.from_numpy(np.array(prepared.image)),
+                image,
                 runtime=self.runtime,
                 patch_size=self.patch_size,
                 multiple_of=architecture(self.spec.name).multiple_of(self.spec),
                 overlap=self.overlap,
                 mirror_axes=self.mirror_axes,
+                batch_size=self.batch_size,
                 exclusive=self.task.exclusive,
             )
         return np.asarray(native_crop(values.float().cpu().numpy(), prepared))
@@ -80,22 +129,14 @@ class Predictor:
         return {name: np.asarray(pasted(mask, prepared)) for name, mask in masks_of(self.probabilities(prepared), self.task).items()}
 
 
-def load_predictor(
-    checkpoint: Path | str,
-    options: Options,
-    *,
-    patch_size: tuple[int, int, int] | None = None,
-    overlap: float = 0.5,
-    mirror_axes: tuple[int, ...] | None = (),
-) -> Predictor:
+def load_predictor(checkpoint: Path | str, options: Options, **how: Any) -> Predictor:
     """A predictor from a checkpoint that says its architecture and task.
 
     Args:
         checkpoint: the file.
         options: device and precision.
-        patch_size: see `Predictor`, as the next two.
-        overlap: of neighbouring windows.
-        mirror_axes: None: those that the network may be mirrored along, by its checkpoint (nnU-Net's say so), else left-right.
+        how: patch_size, overlap, mirror_axes and batch_size of `Predictor`; mirror_axes None: those that the network may be mirrored
+            along, by its checkpoint (nnU-Net's say so), else left-right.
 
     Raises:
         InputError: the checkpoint is damaged, or does not say what it predicts.
@@ -110,12 +151,10 @@ def load_predictor(
     check_shapes(spec, opened.shapes, opened.path)
     network = build_network(spec)
     network.load_state_dict(load_tensors(opened))
-    if mirror_axes is None:
+    if "mirror_axes" in how and how["mirror_axes"] is None:
         told = allowed_mirroring(opened)
-        mirror_axes = MIRROR_AXES if told is None else told
-    return predictor_from(
-        network, spec, task, options, patch_size=patch_size, overlap=overlap, mirror_axes=mirror_axes, digest=opened.digest
-    )
+        how["mirror_axes"] = MIRROR_AXES if told is None else told
+    return predictor_from(network, spec, task, options, digest=opened.digest, **how)
 
 
 def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, options: Options, **how: Any) -> Predictor:
@@ -126,7 +165,7 @@ def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, option
         spec: its architecture.
         task: what it puts out.
         options: device and precision.
-        how: patch_size, overlap, mirror_axes and digest of `Predictor`.
+        how: patch_size, overlap, mirror_axes (None: left-right), batch_size and digest of `Predictor`.
     """
     from mergekit3d.architectures.slabs import use_fast_cpu_convolutions
     from mergekit3d.training.devices import resolve_runtime
@@ -134,6 +173,8 @@ def predictor_from(network: nn.Module, spec: NetworkSpec, task: TaskSpec, option
     runtime = resolve_runtime(options.device, options.precision)
     network = network.to(runtime.device).eval()
     use_fast_cpu_convolutions(network)
+    if "mirror_axes" in how and how["mirror_axes"] is None:
+        how["mirror_axes"] = MIRROR_AXES
     return Predictor(network, spec, task, runtime, **how)
 
 
@@ -143,7 +184,7 @@ def ensemble_of(checkpoints: Sequence[Path | str], options: Options, **how: Any)
     Args:
         checkpoints: one or more.
         options: device and precision.
-        how: patch_size, overlap and mirror_axes of `Predictor`.
+        how: patch_size, overlap, mirror_axes and batch_size of `Predictor`.
 
     Raises:
         InputError: a checkpoint cannot be used, or is of another task than the first.
@@ -169,7 +210,10 @@ def _described(task: TaskSpec) -> str:
 
 def mean_probabilities(members: Sequence[Predictor], prepared: Prepared) -> Array:
     """The mean of the members' probabilities, as `Predictor.probabilities` of one."""
-    total = np.array(members[0].probabilities(prepared))
+    total = members[0].probabilities(prepared)
+    if len(members) == 1:
+        return total
+    total = np.array(total)
     for member in members[1:]:
         total += member.probabilities(prepared)
     total /= len(members)
@@ -203,7 +247,7 @@ def measure_subjects(
     subjects: Sequence[Subject],
     *,
     convention: str,
-    tolerance_mm: float = TOLERANCE_MM,
+    tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM,
     reporter: Reporter,
     store: SubjectStore | None = None,
 ) -> Iterator[SubjectMeasures]:
@@ -214,7 +258,7 @@ def measure_subjects(
         dataset: where the subjects come from; its vocabulary checks their labels.
         subjects: with label maps.
         convention: for empty regions.
-        tolerance_mm: of the normalised surface Dice.
+        tolerance_mm: of the normalised surface Dice, for all regions or by region.
         reporter: where progress goes.
         store: the subjects, where several networks are measured on them; left out: each is prepared and forgotten.
 

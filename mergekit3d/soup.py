@@ -38,7 +38,7 @@ def choose_ingredients(
     Raises:
         RecipeError: no validation subjects, or sources that do not solve the target's task.
     """
-    from mergekit3d.prediction import measure_subjects, predictor_from
+    from mergekit3d.prediction import inference_of, measure_subjects, predictor_from
     from mergekit3d.training.batches import open_store
 
     _check(plan)
@@ -50,7 +50,7 @@ def choose_ingredients(
 
     def score(chosen: Sequence[int]) -> float:
         start = fusion_start(averaging(plan, chosen))
-        predictor = predictor_from(start.build(), start.network, cohort.task, options)
+        predictor = predictor_from(start.build(), start.network, cohort.task, options, **inference_of(loaded.recipe.predict))
         measured = measure_subjects(predictor, cohort.dataset, subjects, convention="nnunet", reporter=reporter, store=store)
         dice = mean_over_regions([measures for subject in measured for measures in subject.rows]).dice
         soup = " + ".join(names[index] for index in chosen)

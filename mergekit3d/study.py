@@ -278,17 +278,16 @@ class Study:
             )
 
     def _evaluate(self, arm: Arm, checkpoint: Path) -> object:
-        from mergekit3d.prediction import MIRROR_AXES, load_predictor, measure_subjects
+        from mergekit3d.prediction import inference_of, load_predictor, measure_subjects
         from mergekit3d.verbs.evaluate import write_evaluation
 
-        cohort, how = open_cohort(arm.loaded, arm.loaded.recipe.target), arm.loaded.recipe.predict
-        axes = MIRROR_AXES if how.mirror else ()
-        predictor = load_predictor(checkpoint, self.options, patch_size=how.patch_size, overlap=how.overlap, mirror_axes=axes)
+        cohort = open_cohort(arm.loaded, arm.loaded.recipe.target)
+        predictor = load_predictor(checkpoint, self.options, **inference_of(arm.loaded.recipe.predict))
         rows = measure_subjects(predictor, cohort.dataset, cohort.subjects("test"), convention="nnunet", reporter=self.reporter)
         return write_evaluation(arm.metrics.parent, rows, convention="nnunet", force=True)
 
     def _group_steps(self, group: Sequence[Arm]) -> Iterator[Step]:
-        from mergekit3d.forgetting import forgetting_matrix, write_forgetting
+        from mergekit3d.forgetting_matrix import CSV, JSON, PICTURE, forgetting_matrix, write_forgetting
 
         study = self.loaded.recipe.study
         if study is None or not group:
@@ -320,10 +319,14 @@ class Study:
             inputs += [arm.loaded.out / "adapt" / "ratios.json" for arm in merged] + [arm.loaded.merge_path for arm in merged]
             yield Step(
                 label("forgetting", group[0], with_initialisation=False),
-                (folder / "forgetting.json",),
-                lambda: [files_identity(inputs), [source.model_dump(mode="json") for source in self.loaded.recipe.sources]],
+                tuple(folder / name for name in (JSON, CSV, PICTURE)),
+                lambda: [
+                    files_identity(inputs),
+                    [source.model_dump(mode="json") for source in self.loaded.recipe.sources],
+                    self.loaded.recipe.predict.model_dump(mode="json"),
+                ],
                 lambda: write_forgetting(
-                    folder / "forgetting.json",
+                    folder,
                     forgetting_matrix(self.loaded, [arm.loaded for arm in merged], options=self.options, reporter=self.reporter),
                 ),
             )

@@ -11,6 +11,8 @@ from typing import Any
 
 from mergekit3d import __version__
 from mergekit3d.checkpoints import open_checkpoint
+from mergekit3d.forgetting_matrix import dice_of_json
+from mergekit3d.metrics import defined_mean
 from mergekit3d.plan.target import Cohort, open_cohort
 from mergekit3d.plots.logs import read_log
 from mergekit3d.report import results as report
@@ -96,14 +98,14 @@ def _forgetting(study: Study) -> report.Forgetting | None:
     for group in study.groups():
         path = study.folder_of(group) / "forgetting.json"
         if path.exists():
-            content = _read(path)
+            networks, tasks, dice = dice_of_json(_read(path), path)
             outputs = {source.name: source.target.regions for source in study.loaded.recipe.sources if source.target is not None}
-            rows = [f"{_words(outputs.get(task))} (S of {task})" for task in content["tasks"]]
-            columns = [list(column) for column in zip(*content["dice"], strict=True)]
+            rows = [f"{_words(outputs.get(task))} (S of {task})" for task in tasks]
+            columns = [list(column) for column in zip(*dice, strict=True)]
             if len(rows) > 1:
                 rows.append("mean of the tasks")
-                columns.append([math.fsum(row) / len(row) for row in content["dice"]])
-            return report.Forgetting(rows, [report.display_name(name) for name in content["networks"]], columns)
+                columns.append([defined_mean(row) for row in dice])
+            return report.Forgetting(rows, [report.display_name(name) for name in networks], columns)
     return None
 
 

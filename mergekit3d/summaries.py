@@ -32,6 +32,8 @@ METRICS_COLUMNS = ("subject", "region", "dice", "hd95")
 MORE_COLUMNS = ("nsd", "volume_pred_ml", "volume_ref_ml")
 """Columns of metrics.csv that are written beside those that every reader needs."""
 BOOTSTRAP_SEED = 0
+FIGURES = {"Dice": "dice", "HD95": "hd95", "NSD": "nsd"}
+"""Names of the measures in summary.json, and in rows."""
 
 
 def write_metrics_csv(path: Path, rows: Iterable[SubjectMetrics]) -> None:
@@ -63,7 +65,7 @@ def read_metrics_csv(path: Path) -> list[SubjectMetrics]:
 
 
 def write_summary_json(
-    path: Path, subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM
+    path: Path, subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM
 ) -> dict[str, Any]:
     """Write summary.json with nnU-Net's keys, region names in place of label ids; its content, see `summary`."""
     content = summary(subjects, convention=convention, tolerance_mm=tolerance_mm)
@@ -71,13 +73,15 @@ def write_summary_json(
     return content
 
 
-def summary(subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float = TOLERANCE_MM) -> dict[str, Any]:
+def summary(
+    subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM
+) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
         subjects: what was measured.
         convention: the one that the measures were taken with; stated in the file.
-        tolerance_mm: of the normalised surface Dice, likewise.
+        tolerance_mm: of the normalised surface Dice, likewise; for all regions or by region.
 
     Returns:
         ``foreground_mean``, ``mean`` by region and ``metric_per_case`` as nnU-Net writes them, plus HD95, NSD, volumes, intervals of
@@ -104,11 +108,11 @@ def summary(subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_m
         ],
         "empty_regions": {"convention": convention, "meaning": CONVENTIONS[convention]},
         "hd95": HD95_DEFINITION,
-        "nsd": {"tolerance_mm": tolerance_mm, "meaning": NSD_DEFINITION},
+        "nsd": {"tolerance_mm": dict(tolerance_mm) if isinstance(tolerance_mm, Mapping) else tolerance_mm, "meaning": NSD_DEFINITION},
         "interval_95": {
-            "meaning": f"percentile bootstrap of the mean over subjects, {RESAMPLES} resamples, seed {BOOTSTRAP_SEED}; foreground_mean: of "
-            "the mean of each subject's regions",
-            **dice_intervals([row for subject in subjects for row in subject.rows]),
+            "meaning": f"percentile bootstrap of the mean over the subjects where it is defined, {RESAMPLES} resamples, seed "
+            f"{BOOTSTRAP_SEED}; foreground_mean: of the mean of each subject's regions; foreground_mean and mean: of Dice",
+            **_intervals_of([row for subject in subjects for row in subject.rows]),
         },
     }
     without_nan = _nan_as_none(content)
@@ -116,26 +120,34 @@ def summary(subjects: Sequence[SubjectMeasures], *, convention: str, tolerance_m
     return without_nan
 
 
-def dice_intervals(rows: Sequence[SubjectMetrics]) -> dict[str, Any]:
-    """95 % bootstrap intervals of the mean Dice.
+def intervals_of(rows: Sequence[SubjectMetrics], figure: str = "dice") -> dict[str, Any]:
+    """95 % bootstrap intervals of the mean of a measure.
 
     Args:
         rows: one a subject and region; undefined ones are left out.
+        figure: dice, hd95 or nsd.
 
     Returns:
         ``foreground_mean``: (low, high); ``mean``: the same by region. NaN with fewer than 2 subjects.
     """
-    by_region: dict[str, list[float]] = {}
+    by_region: dict[str, list[float]] = {row.region: [] for row in rows}
     by_subject: dict[str, list[float]] = {}
     for row in rows:
-        if not math.isnan(row.dice):
-            by_region.setdefault(row.region, []).append(row.dice)
-            by_subject.setdefault(row.subject, []).append(row.dice)
+        value = float(getattr(row, figure))
+        if not math.isnan(value):
+            by_region[row.region].append(value)
+            by_subject.setdefault(row.subject, []).append(value)
     of_subjects = [defined_mean(values) for values in by_subject.values()]
     return {
         "foreground_mean": list(_interval(of_subjects)),
         "mean": {region: list(_interval(values)) for region, values in by_region.items()},
     }
+
+
+def _intervals_of(rows: Sequence[SubjectMetrics]) -> dict[str, Any]:
+    """Those of every measure by its name; those of Dice stand outside too, where they always were."""
+    by_name = {name: intervals_of(rows, figure) for name, figure in FIGURES.items()}
+    return {**by_name["Dice"], **by_name}
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:

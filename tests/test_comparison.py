@@ -67,7 +67,22 @@ def test_few_pairs_are_told():
     five = {f"s{index}": (0.5 + 0.01 * index,) for index in range(5)}
     result = compare_rows({"timm": rows(**five), "imm": rows(**dict.fromkeys(five, (0.4,)))})
     assert result.of_mean()[0].p == pytest.approx(0.0625)
-    assert result.notes == ("with 5 pairs Wilcoxon's p cannot reach 0.05, whatever the differences: 6 are needed",)
+    assert result.notes == ("with 5 pairs that differ Wilcoxon's p cannot reach 0.05, whatever the differences: 6 are needed",)
+
+
+def test_method_of_the_p_and_what_becomes_of_zeros_are_told():
+    """In words, in compare.json, and in what is read from it again."""
+    eight_and_a_tie = {f"s{index}": (0.5 + 0.01 * index,) for index in range(9)}
+    result = compare_rows({"timm": rows(**eight_and_a_tie), "imm": rows(**dict.fromkeys(eight_and_a_tie, (0.5,)))})
+    content = json.loads(json.dumps(result.as_json()))
+
+    assert "Wilcoxon p = 0.008 (exact; Holm: p = 0.008); better on 8 of 9, worse on 0" in result.lines()[0]
+    assert (
+        "note: pairs without a difference (up to 1 in a comparison) are left out of Wilcoxon's ranks, and count as no win" in result.lines()
+    )
+    assert {"exact"} == {row["p_method"] for row in content["comparisons"]}
+    assert "differences of 0 are left out of the ranks" in content["method"]["p"]
+    assert result == comparison_of(content, "compare.json")
 
 
 def test_nothing_in_common_is_an_error():
@@ -96,4 +111,4 @@ def test_result_in_words():
     """One line an other file, then the notes."""
     lines = compare_rows({"timm": eight(1), "imm": eight(0)}).lines()
     assert lines[0].startswith("timm - imm: Dice +0.045, 95 % interval +0.0")
-    assert lines[0].endswith("Wilcoxon p = 0.008 (Holm: p = 0.008); better on 8 of 8, worse on 0")
+    assert lines[0].endswith("Wilcoxon p = 0.008 (exact; Holm: p = 0.008); better on 8 of 8, worse on 0")

@@ -7,7 +7,7 @@ import pytest
 
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import HD95_DEFINITION, NSD_DEFINITION, Counts, SubjectMeasures, SubjectMetrics
-from mergekit3d.summaries import dice_intervals, read_metrics_csv, write_metrics_csv, write_summary_json
+from mergekit3d.summaries import intervals_of, read_metrics_csv, summary, write_metrics_csv, write_summary_json
 
 ROWS = [
     SubjectMetrics("Brats18_A", "ET", 1 / 3, 2.5, 0.75, 1.5, 2.0),
@@ -108,11 +108,32 @@ def test_interval_of_the_mean_is_over_subjects():
     """Each subject's regions move together; what is undefined is left out, and a constant has no width."""
     rows = [SubjectMetrics(f"s{index}", region, 0.1 * index, 1.0) for index in range(10) for region in ("ET", "WT")]
     rows += [SubjectMetrics("x", "ET", math.nan, math.nan), SubjectMetrics("x", "TC", 0.5, 1.0), SubjectMetrics("y", "TC", 0.5, 1.0)]
-    found = dice_intervals(rows)
+    found = intervals_of(rows)
 
     assert [0.5, 0.5] == found["mean"]["TC"]
     low, high = found["mean"]["ET"]
     assert 0.25 < low < 0.3
     assert 0.6 < high < 0.65
     assert found["mean"]["ET"] == found["mean"]["WT"]
-    assert found == dice_intervals(rows)
+    assert found == intervals_of(rows)
+
+
+def test_intervals_are_of_every_measure(tmp_path):
+    """Dice, HD95 and NSD, each over the subjects where it is defined; those of Dice stand outside too."""
+    rows = [(SubjectMetrics(f"s{index}", "ET", 0.1 * index, math.nan if index == 0 else float(index), 0.5),) for index in range(4)]
+    subjects = [SubjectMeasures(row[0].subject, row, (Counts(1, 0, 0, 1),)) for row in rows]
+    found = summary(subjects, convention="nnunet", tolerance_mm={"ET": 2.0})
+
+    assert found["interval_95"]["mean"] == found["interval_95"]["Dice"]["mean"]
+    assert [0.5, 0.5] == found["interval_95"]["NSD"]["mean"]["ET"]
+    low, high = found["interval_95"]["HD95"]["mean"]["ET"]
+    assert 1 <= low < found["mean"]["ET"]["HD95"] < high <= 3
+    assert {"ET": 2.0} == found["nsd"]["tolerance_mm"]
+
+
+def test_region_that_is_defined_nowhere_has_an_empty_interval():
+    """It is there, without numbers, as its mean is."""
+    found = summary([SubjectMeasures("a", (SubjectMetrics("a", "ET", math.nan, math.nan),), (Counts(0, 0, 0, 8),))], convention="nnunet")
+
+    assert [None, None] == found["interval_95"]["mean"]["ET"]
+    assert found["mean"]["ET"]["Dice"] is None

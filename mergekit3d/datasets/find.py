@@ -9,8 +9,9 @@ from pathlib import Path
 
 from mergekit3d.datasets.layouts import LAYOUTS, Layout, folders, list_suffixes
 from mergekit3d.datasets.listing import PARTS
+from mergekit3d.datasets.split import refuse_unknown
 from mergekit3d.datasets.subject import Dataset, Subject, canonical_modality
-from mergekit3d.errors import InputError, ProblemCollector
+from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, Problems
 from mergekit3d.registry import did_you_mean
 
 AUTO = "auto"
@@ -108,20 +109,58 @@ def select(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) ->
     Raises:
         InputError: a modality, a label map or a file is missing; `Problems` where several are.
     """
+    subjects, problems = usable(dataset, modalities, need_labels=need_labels)
+    if problems:
+        raise problems[0] if len(problems) == 1 else Problems(problems)
+    return subjects
+
+
+def usable(dataset: Dataset, modalities: Sequence[str], *, need_labels: bool) -> tuple[tuple[Subject, ...], list[MergeKit3DError]]:
+    """The subjects with these modalities, in this order, and what keeps the others out.
+
+    Args:
+        dataset: where to select from.
+        modalities: names; aliases are understood.
+        need_labels: whether every subject must have a label map.
+
+    Returns:
+        Subjects, at least one; a problem, or several, of each of the others.
+
+    Raises:
+        InputError: no subject can be used; `Problems` where that has several reasons.
+    """
     wanted = tuple(canonical_modality(modality) for modality in modalities)
-    problems = ProblemCollector()
     absent = [modality for modality in wanted if not any(modality in subject.images for subject in dataset.subjects)]
     known = sorted({modality for subject in dataset.subjects for modality in subject.images})
+    problems = ProblemCollector()
     for modality in absent:
         problems.add(InputError("no subject has the modality", where=modality, todo=did_you_mean(modality, known)))
     unlabelled = [subject for subject in dataset.subjects if subject.label is None] if need_labels else []
     if len(unlabelled) > SHOWN_NAMES:
         problems.add(_no_labels(dataset, unlabelled))
+    subjects = []
     for subject in dataset.subjects:
-        told = need_labels and len(unlabelled) <= SHOWN_NAMES
+        before, told = len(problems.problems), need_labels and len(unlabelled) <= SHOWN_NAMES
         _check_files(subject, [modality for modality in wanted if modality not in absent], told, problems)
-    problems.raise_if_any()
-    return tuple(subject.of(wanted) for subject in dataset.subjects)
+        lacks_labels = need_labels and subject.label is None
+        if len(problems.problems) == before and not absent and not lacks_labels:
+            subjects.append(subject.of(wanted))
+    if not subjects:
+        problems.raise_if_any()
+    return tuple(subjects), problems.problems
+
+
+def named(subjects: Sequence[Subject], names: Sequence[str] | None) -> list[Subject]:
+    """The subjects of these names, in their order, each once; all where there are no names.
+
+    Raises:
+        InputError: a name that no subject has.
+    """
+    if names is None:
+        return list(subjects)
+    known = {subject.name: subject for subject in subjects}
+    refuse_unknown(names, known)
+    return [known[name] for name in dict.fromkeys(names)]
 
 
 def _check_files(subject: Subject, modalities: Sequence[str], need_labels: bool, problems: ProblemCollector) -> None:

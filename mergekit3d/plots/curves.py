@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,9 +50,10 @@ def curves_figure(logs: Mapping[str, TrainingLog], *, sources: Sequence[str] = (
     _draw_learning_rate(axes[len(panels) - len(adaptations) - 1], logs, colours)
     for axis, (name, log) in zip(axes[len(panels) - len(adaptations) :], adaptations.items(), strict=False):
         _draw_ratios(axis, log, sources, name if len(logs) > 1 else "")
+    first, last = _span(logs)
     for axis in axes[: len(panels)]:
         axis.set_xlabel("epoch")
-        axis.margins(x=0.02)
+        axis.set_xlim(first - 0.02 * (last - first), last + 0.02 * (last - first))
         _whole_ticks(axis)
     for axis in axes[len(panels) :]:
         axis.remove()
@@ -78,9 +80,15 @@ def plot_curves(logs: Sequence[Path], out: Path, *, names: Sequence[str] = (), s
 
 
 def _region_panels(logs: Mapping[str, TrainingLog]) -> list[str]:
-    if len(logs) < 2:
-        return []
-    return list(dict.fromkeys(region for log in logs.values() for region in log.regions))[:MOST_REGION_PANELS]
+    """Regions that two runs or more have: of runs on different tasks there is nothing to see side by side."""
+    counts = Counter(region for log in logs.values() for region in log.regions)
+    return [region for region, count in counts.items() if count > 1][:MOST_REGION_PANELS]
+
+
+def _span(logs: Mapping[str, TrainingLog]) -> tuple[float, float]:
+    """The epochs of all runs: one axis for every panel, so that they can be read one above the other."""
+    first, last = min(float(log.epochs[0]) for log in logs.values()), max(float(log.epochs[-1]) for log in logs.values())
+    return (first, last) if last > first else (first - 0.5, last + 0.5)
 
 
 def _draw_loss(axes: Axes, logs: Mapping[str, TrainingLog], colours: Mapping[str, str]) -> None:
@@ -121,13 +129,18 @@ def _draw_region(axes: Axes, region: str, logs: Mapping[str, TrainingLog], colou
 
 
 def _draw_learning_rate(axes: Axes, logs: Mapping[str, TrainingLog], colours: Mapping[str, str]) -> None:
+    from matplotlib.ticker import LogLocator
+
     axes.set_title("learning rate")
     axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.2g}")
-    for name, log in logs.items():
+    for index, (name, log) in enumerate(logs.items()):
         rate = log.get("learning_rate")
-        _plot(axes, log, rate, colours[name], drawstyle="steps-post")
+        # Runs often share a schedule: the first one's line shows on both sides of those above it.
+        width = style.LINE * (1 + 1.6 * (len(logs) - 1 - index) / max(len(logs) - 1, 1))
+        _plot(axes, log, rate, colours[name], drawstyle="steps-post", linewidth=width)
         if rate is not None and np.nanmin(rate) > 0 and np.nanmax(rate) / np.nanmin(rate) > 5:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.0e}")
             axes.yaxis.set_minor_formatter(lambda *_: "")
 

@@ -5,6 +5,7 @@ Shown as radiologists see it: the patient's right is on the left of the picture,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ NESTED = ("#4fb3ff", "#ffb000", "#ff4d5e", "#d98cff")
 FILL = 0.42
 TILE_IN = 1.9
 MARGIN_VOXELS = 3
+LEGEND_ROW_IN = 0.21
+HANDLE_IN, LETTER_IN = 0.5, 0.075
+"""What an entry of the legend takes: its patch with the gaps around it, and each letter."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,13 @@ def slices_figure(
     centre = _largest_section(np.any(reference, axis=0), box)
     extents = [_extent_mm(plane, box, spacing_mm) for plane in planes]
     heights = [TILE_IN * height / width for width, height in extents]
-    figure = style.new_figure(TILE_IN * len(columns), sum(heights) + 0.75 + (0.3 if title else 0))
+    width = TILE_IN * len(columns)
+    across = legend_columns(list(colours), width)
+    rows_below = math.ceil(len(colours) / across)
+    above = 0.2 * max(heading.count("\n") + 1 for heading in headings) + (0.3 if title else 0)
+    figure = style.new_figure(width, sum(heights) + above + 0.25 + LEGEND_ROW_IN * rows_below)
     figure.set_facecolor(NIGHT)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.0, hspace=0.0)  # type: ignore[call-arg, union-attr]
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.05, wspace=0.0, hspace=0.0)  # type: ignore[call-arg, union-attr]
     grid = figure.subplots(len(planes), len(columns), squeeze=False, height_ratios=heights)
     window = _window(image)
     for row, (plane, extent) in enumerate(zip(planes, extents, strict=True)):
@@ -97,8 +105,15 @@ def slices_figure(
             if row == 0:
                 axes.set_title(heading, color=LIGHT, loc="center", fontsize=9, pad=5)
         _letters(grid[row][0], plane)
-    _legend(figure, colours, title)
+    _legend(figure, colours, title, across)
     return figure
+
+
+def legend_columns(names: Sequence[str], width_in: float) -> int:
+    """How many entries of a legend fit beside one another: as wide as the longest, at most the picture's width together."""
+    if not names:
+        return 1
+    return max(1, min(len(names), int(width_in / (HANDLE_IN + LETTER_IN * max(map(len, names))))))
 
 
 def output_colours(outputs: Sequence[str], reference: NDArray[Any], tasks: Sequence[Sequence[str]] = ()) -> dict[str, str]:
@@ -227,11 +242,11 @@ def _letters(axes: Axes, plane: Plane) -> None:
         axes.text(x, y, text, transform=axes.transAxes, color=LIGHT, fontsize=8, ha=side, va=height, path_effects=outline)
 
 
-def _legend(figure: Figure, colours: Mapping[str, str], title: str) -> None:
+def _legend(figure: Figure, colours: Mapping[str, str], title: str, across: int) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(facecolor=(colour, FILL), edgecolor=colour, label=name) for name, colour in colours.items()]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), labelcolor=LIGHT)
+        figure.legend(handles=handles, loc="outside lower center", ncols=across, labelcolor=LIGHT)
     if title:
         figure.suptitle(title, color=LIGHT, fontsize=11, fontweight="bold")

@@ -371,6 +371,7 @@ class PredictModel(Model):
     patch_size: Size3 | None = Field(None, description="sliding window of this size; left out: whole volumes")
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="of neighbouring windows")
     mirror: bool = Field(False, description="average over mirrored copies")
+    batch_size: PositiveInt = Field(1, description="windows at once")
 
 
 class StudyModel(Model):

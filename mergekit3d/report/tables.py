@@ -15,6 +15,8 @@ from mergekit3d.report.results import StudyResults, display_name, listed
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from mergekit3d.forgetting_matrix import Forgetting
+
 MISSING = "–"
 
 
@@ -99,7 +101,7 @@ def comparison_tables(results: StudyResults) -> list[Table]:
             cells = (
                 Cell(f"{comparison.mean_difference:+.3f}", "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"),
                 Cell(f"{comparison.wins}", f"of {len(comparison.differences)}"),
-                Cell(_p(comparison.p)),
+                Cell(_p(comparison.p), comparison.p_method or ""),
                 Cell(_p(comparison.p_holm)),
             )
             rows.append((comparison.other, cells))
@@ -149,6 +151,18 @@ def forgetting_table(results: StudyResults) -> Table | None:
     return Table("Test Dice on the sources' own tasks: what each model remembers", "task", columns, rows)
 
 
+def matrix_table(forgetting: Forgetting) -> Table:
+    """Dice of networks on the sources' own tasks, a row a network: Table 4 of the paper on its side, for any number of networks."""
+    rows = []
+    for name, dice, intervals in zip(forgetting.networks, forgetting.dice, forgetting.intervals_95, strict=True):
+        cells = [Cell(_number(value), _interval(interval, None)) for value, interval in zip(dice, intervals, strict=True)]
+        rows.append((name, (*cells, Cell(_number(defined_mean(dice)))) if len(dice) > 1 else tuple(cells)))
+    several = ("mean of the tasks",) if len(forgetting.tasks) > 1 else ()
+    columns = (*(f"task of {task} ({forgetting.subjects(task)} subjects)" for task in forgetting.tasks), *several)
+    caption = "Mean test Dice on the sources' own tasks, each network with the private tensors of the source"
+    return Table(caption, "network", columns, tuple(rows), "below each mean, its 95 % bootstrap interval over the subjects")
+
+
 def tensors_table(fusion: Mapping[str, Any]) -> tuple[dict[str, int], Table]:
     """What became of every tensor.
 
@@ -172,10 +186,11 @@ def tensors_table(fusion: Mapping[str, Any]) -> tuple[dict[str, int], Table]:
 
 def print_tables(results: StudyResults) -> list[RenderableType]:
     """Table 2 and Table 4 of the study for a terminal; what was not measured is left out."""
-    return [_on_screen(table) for table in (dice_table(results), forgetting_table(results)) if table is not None]
+    return [on_screen(table) for table in (dice_table(results), forgetting_table(results)) if table is not None]
 
 
-def _on_screen(table: Table) -> RenderableType:
+def on_screen(table: Table) -> RenderableType:
+    """A table for a terminal, or for a log file."""
     from rich import box
     from rich.table import Table as Screen
     from rich.text import Text

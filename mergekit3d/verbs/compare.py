@@ -52,8 +52,9 @@ def compare(
     for output in (table, picture):
         refuse_existing(output, force=force)
     result = compare_rows({name: read_metrics_csv(path) for name, path in zip(called, paths, strict=True)}, seed=seed)
+    figure = differences_figure(result)
     write_json(table, result.as_json())
-    save_figure(differences_figure(result), picture)
+    save_figure(figure, picture)
     reporter.info(f"wrote {table} and {picture}")
     return result
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-PLOTTED = "ratios.json, a fusion's report.json, compare.json, log.csv, a Fisher diagonal, or a segmentation as .nii or .nii.gz"
+PLOTTED = (
+    "ratios.json, a fusion's report.json, compare.json, forgetting.json, log.csv, a Fisher diagonal, or a segmentation as .nii or .nii.gz"
+)
+PREDICTION = "prediction"
 MOST_LABELS = 32
 """Of a segmentation without regions: more are hardly a segmentation of ours, and no legend could tell them."""
 
@@ -26,7 +29,7 @@ class PlotResult:
     """What was drawn.
 
     Args:
-        kind: ratios, path, merge, fisher, curves, differences or slices.
+        kind: ratios, path, merge, fisher, curves, differences, forgetting or slices.
         out: the picture.
     """
 
@@ -54,11 +57,11 @@ def plot(
     force: bool = False,
     reporter: Reporter = SILENT,
 ) -> PlotResult:
-    """Draw a file: ratios (Figure 5), a fusion, Fisher diagonals, a comparison (Figure 4), curves, or segmentations (Figure 3).
+    """Draw a file: ratios (Figure 5), a fusion, Fisher diagonals, differences (Figure 4), forgetting, curves, segmentations (Figure 3).
 
     Args:
-        file: ratios.json, report.json, compare.json, log.csv, a Fisher diagonal or a segmentation; several logs are overlaid, several
-            Fisher diagonals or segmentations stand side by side.
+        file: ratios.json, report.json, compare.json, forgetting.json, log.csv, a Fisher diagonal or a segmentation; several logs are
+            overlaid, several Fisher diagonals or segmentations stand side by side.
         out: the picture, .png or .svg; by default a PNG named after the first file, beside it.
         image: what segmentations lie over.
         truth: the true labels of segmentations.
@@ -84,7 +87,11 @@ def plot(
     picture = files[0].with_name(f"{_stem(files[0])}.png") if out is None else out
     check_ending(picture)
     refuse_existing(picture, force=force)
-    called = list(names) if names is not None else names_of(files)
+    if names is not None:
+        called = list(names)
+    else:
+        # A segmentation is named after its subject, who has no place in a picture.
+        called = [PREDICTION] if len(files) == 1 and _is_volume(files[0]) else names_of(files)
     if len(called) != len(files):
         raise UsageError("the names do not fit the files", wanted=f"{len(files)} names", found=", ".join(called))
     if path:
@@ -117,8 +124,10 @@ def _figure(
 
 def _json_figure(path: Path) -> tuple[str, Figure]:
     from mergekit3d.comparison import comparison_of
+    from mergekit3d.forgetting_matrix import dice_of_json
     from mergekit3d.plan.ratios import read_ratios
     from mergekit3d.plots.differences import differences_figure
+    from mergekit3d.plots.forgetting import forgetting_figure
     from mergekit3d.plots.merge import merge_figure
     from mergekit3d.plots.ratios import ratios_figure
 
@@ -127,10 +136,15 @@ def _json_figure(path: Path) -> tuple[str, Figure]:
         return "ratios", ratios_figure(read_ratios(path).as_json())
     if content.get("per_layer") and content.get("sources"):
         return "merge", merge_figure(_report_of(content, path))
+    if "networks" in content and "tasks" in content:
+        return "forgetting", forgetting_figure(*dice_of_json(content, path))
     if "comparisons" in content:
         return "differences", differences_figure(comparison_of(content, path))
     raise InputError(
-        "cannot tell what to plot", where=path, wanted="what adapt, fuse or compare writes", found=f"keys {', '.join(content)}"[:200]
+        "cannot tell what to plot",
+        where=path,
+        wanted="what adapt, fuse, compare or forgetting writes",
+        found=f"keys {', '.join(content)}"[:200],
     )
 
 

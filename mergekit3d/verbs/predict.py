@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mergekit3d.checkpoints import TaskSpec
-from mergekit3d.checkpoints.metadata import tool
-from mergekit3d.datasets import find_dataset, select
+from mergekit3d.datasets import find_dataset
+from mergekit3d.datasets.find import named, usable
 from mergekit3d.datasets.labels import decode
 from mergekit3d.datasets.prepare import pasted
 from mergekit3d.datasets.reading import image_identities
-from mergekit3d.errors import UsageError
+from mergekit3d.datasets.split import read_names
+from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, Problems, UsageError
 from mergekit3d.options import DEFAULT_OPTIONS, Options
-from mergekit3d.prediction import ensemble_of, mean_probabilities, open_subjects
+from mergekit3d.prediction import ensemble_of, inference, mean_probabilities, open_subjects
+from mergekit3d.prediction_record import PredictionRecord
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import refuse_existing, write_json
+from mergekit3d.storage.atomic import refuse_existing, sweep_leftovers
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
-from mergekit3d.textfiles import read_json_object
+from mergekit3d.training.interruption import catch_signals
 from mergekit3d.volumes.nifti import write_volume
 
 if TYPE_CHECKING:
-    from mergekit3d.datasets import Subject
+    from mergekit3d.datasets import Dataset, Subject
     from mergekit3d.datasets.cache import SubjectStore
     from mergekit3d.datasets.prepare import Prepared
     from mergekit3d.prediction import Predictor
 
 RECORD = "predictions.json"
+RESUME = "run it again with --resume"
 PROBABILITIES = "probabilities"
 BRATS = "brats"
 SUBMISSIONS: Mapping[str, Mapping[str, tuple[int, ...]]] = {BRATS: {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}}
@@ -69,11 +72,13 @@ def predict(
     *,
     layout: str = "auto",
     patch_size: tuple[int, int, int] | None = None,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     mirror: bool = False,
     mirror_axes: Sequence[int] | None = None,
+    batch_size: int | None = None,
     probabilities: bool = False,
     submission: str | None = None,
+    subjects_file: Path | None = None,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> PredictResult:
@@ -88,11 +93,14 @@ def predict(
         out: folder for ``<subject>.nii.gz``, label ids on the grid of the subject's first modality.
         layout: of the data.
         patch_size: sliding window of this size; None: whole volumes.
-        overlap: of neighbouring windows.
+        overlap: of neighbouring windows; 0.5 by default.
         mirror: average over mirrored copies.
-        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior; left out: those that nnU-Net's checkpoints allow, else 0.
+        mirror_axes: 0 left-right, 1 posterior-anterior, 2 inferior-superior; where they are given, copies are mirrored; left out: those
+            that nnU-Net's checkpoints allow, else 0.
+        batch_size: windows at once.
         probabilities: write ``probabilities/<subject>.nii.gz`` too, (X, Y, Z, outputs) float32.
         submission: write the label ids that a challenge takes: brats (4, 1, 2 from ET, TC, WT).
+        subjects_file: file of names, one a line: only these subjects.
         options: device, precision; ``resume`` keeps the segmentations of the same checkpoints, settings and images.
         reporter: where progress goes.
 
@@ -100,49 +108,88 @@ def predict(
         The files, written now or before.
 
     Raises:
-        MergeKit3DError: a checkpoint or a subject cannot be used.
+        InputError: a subject cannot be used (`Problems` where several cannot); the others are done.
+        Interrupted: a signal came; whole segmentations stand in the output, and ``resume`` goes on.
+        MergeKit3DError: a checkpoint cannot be used, or the output cannot be written.
     """
     from mergekit3d.training.processes import shared_work
 
-    out, axes = Path(out), None if mirror and mirror_axes is None else _axes(mirror_axes or ()) if mirror else ()
+    out = Path(out)
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
-    how = {"patch_size": patch_size, "overlap": overlap, "mirror_axes": axes}
+    how = inference(patch_size=patch_size, overlap=overlap, mirror=mirror, mirror_axes=mirror_axes, batch_size=batch_size)
     with shared_work(options, reporter) as (group, own_options, own_reporter):
         members = ensemble_of(checkpoints, own_options, **how)
         task, written = members[0].task, _submitted(members[0].task, submission)
         dataset = find_dataset(data, layout)
-        subjects = select(dataset, task.modalities, need_labels=False)
+        subjects, unusable = usable(_only(dataset, subjects_file), task.modalities, need_labels=False)
         settings = {
             "checkpoints": [member.digest for member in members],
             "labels": {name: list(ids) for name, ids in written.outputs.items()},
             "patch_size": patch_size and list(patch_size),
-            "overlap": overlap,
+            "overlap": members[0].overlap,
             "mirror_axes": list(members[0].mirror_axes),
             "probabilities": probabilities,
             "precision": members[0].runtime.precision,
         }
         paths = [out / f"{subject.name}.nii.gz" for subject in subjects]
-        record = _Record(out / RECORD, settings, group.rank if group.size > 1 else None)
+        record = PredictionRecord(out / RECORD, settings, group.rank if group.size > 1 else None)
         group.share(lambda: _refuse([*paths, record.path], record, options))
         store = open_subjects(dataset, subjects, task, own_reporter)
 
-        def work() -> int:
-            own, kept = store.numbers[group.rank :: group.size], 0
-            with own_reporter.task("predict", len(own)) as progress:
-                for number in own:
-                    kept += _segment(store, number, out, members, written, record, probabilities=probabilities)
+        def work() -> _Work:
+            own, done = store.numbers[group.rank :: group.size], _Work()
+            with catch_signals() as interruption, own_reporter.task("predict", len(own)) as progress:
+                for ended, number in enumerate(own):
+                    if interruption.signal_number is not None:
+                        failed = f"predict: stopped by a signal after {ended} of {len(own)} subjects"
+                        raise Interrupted(failed, signal_number=interruption.signal_number, todo=RESUME)
+                    try:
+                        done.kept += _segment(store, number, out, members, written, record, probabilities=probabilities)
+                        done.segmented += 1
+                    except InputError as error:
+                        done.problems.append(error)
                     progress.advance(1, message=f"subject {number}")
-            return kept
+            return done
 
         with group.first_holds(lambda: output_lock(out)):
-            record.done = group.share(lambda: record.begin(resume=options.resume, force=options.force))
-            kept = sum(group.gather(group.agree(work)))
+            record.done = group.share(lambda: _begin(record, out, options))
+            works = group.gather(group.agree(work))
             records = group.gather(record.done)
             group.share(lambda: record.end(records))
-        return PredictResult(out, tuple(paths), kept)
+        failed = [*unusable, *(problem for work in works for problem in work.problems)]
+        if failed:
+            segmented = f"{sum(work.segmented for work in works)} of {len(subjects) + len(unusable)} subjects"
+            own_reporter.warn(f"{segmented} are segmented; correct the others or leave them out, and {RESUME}")
+            group.share(lambda: _raise(failed))
+        return PredictResult(out, tuple(paths), sum(work.kept for work in works))
 
 
-def _refuse(paths: Sequence[Path], record: _Record, options: Options) -> None:
+def _begin(record: PredictionRecord, out: Path, options: Options) -> dict[str, list[str]]:
+    """What was done before; what a killed run left half-written goes."""
+    sweep_leftovers(out / PROBABILITIES)
+    return record.begin(resume=options.resume, force=options.force)
+
+
+def _only(dataset: Dataset, subjects_file: Path | None) -> Dataset:
+    """The data set with the subjects of a file alone; all, where there is none."""
+    names = None if subjects_file is None else read_names(Path(subjects_file))
+    return replace(dataset, subjects=tuple(named(dataset.subjects, names)))
+
+
+@dataclass
+class _Work:
+    """What one process did: its segmentations, how many of them it kept, and which subjects it could not use."""
+
+    segmented: int = 0
+    kept: int = 0
+    problems: list[InputError] = field(default_factory=list)
+
+
+def _raise(problems: Sequence[MergeKit3DError]) -> None:
+    raise problems[0] if len(problems) == 1 else Problems(problems)
+
+
+def _refuse(paths: Sequence[Path], record: PredictionRecord, options: Options) -> None:
     """Refuse to write over what is there; without a record, it is not ours to replace."""
     if not (options.resume and record.known()):
         for path in paths:
@@ -155,7 +202,7 @@ def _segment(
     out: Path,
     members: Sequence[Predictor],
     task: TaskSpec,
-    record: _Record,
+    record: PredictionRecord,
     *,
     probabilities: bool,
 ) -> bool:
@@ -163,7 +210,7 @@ def _segment(
     subject = store.subjects[number]
     path = out / f"{subject.name}.nii.gz"
     extra = out / PROBABILITIES / path.name
-    images, files = _digest(subject, members[0].task), [path, extra] if probabilities else [path]
+    images, files = _digest(subject, number, members[0].task), [path, extra] if probabilities else [path]
     if record.has(images, files):
         return True
     prepared = store.get(number)
@@ -175,73 +222,11 @@ def _segment(
     return False
 
 
-class _Record:
-    """What the segmentations of a folder were made from: no names, hashes alone.
-
-    Several processes keep one each until their work is done: a kill loses nothing.
-
-    Args:
-        path: predictions.json.
-        settings: checkpoints and all that decides on the result.
-        process: number of this one of several; None: it is alone.
-    """
-
-    def __init__(self, path: Path, settings: Mapping[str, Any], process: int | None) -> None:
-        self.path = path
-        self._own = path if process is None else path.with_name(f".{path.stem}-{process + 1}{path.suffix}")
-        self._settings = dict(settings)
-        self.done: dict[str, list[str]] = {}
-
-    def known(self) -> bool:
-        """Whether some run left a record."""
-        return self.path.exists() or bool(self._parts())
-
-    def begin(self, *, resume: bool, force: bool) -> dict[str, list[str]]:
-        """What was done before, of all processes; the record begins with it.
-
-        Raises:
-            UsageError: the folder holds segmentations of other checkpoints or settings.
-        """
-        for path in [self.path, *self._parts()] if resume else []:
-            if path.exists():
-                found = read_json_object(path, "the record of the predictions")
-                same = found.get("settings") == self._settings and isinstance(found.get("done"), dict)
-                if not (same or force):
-                    raise UsageError(
-                        "nothing to resume",
-                        where=path,
-                        found="segmentations of other checkpoints or settings",
-                        todo="pass --force to make them anew, or another --out",
-                    )
-                self.done |= found["done"] if same else {}
-        self.end([self.done])
-        return self.done
-
-    def end(self, records: Sequence[Mapping[str, list[str]]]) -> None:
-        """One record of all processes' work."""
-        self.done = {images: files for record in records for images, files in record.items()}
-        self._write(self.path)
-        for path in self._parts():
-            path.unlink()
-
-    def has(self, images: str, files: Sequence[Path]) -> bool:
-        """Whether these images were segmented, and the files are still those that were written."""
-        return images in self.done and all(path.is_file() for path in files) and self.done[images] == list(map(file_digest, files))
-
-    def add(self, images: str, files: Sequence[Path]) -> None:
-        """Note that they were."""
-        self.done[images] = list(map(file_digest, files))
-        self._write(self._own)
-
-    def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f".{self.path.stem}-*{self.path.suffix}"))
-
-    def _write(self, path: Path) -> None:
-        write_json(path, {"tool": tool(), "settings": self._settings, "done": self.done})
-
-
-def _digest(subject: Subject, task: TaskSpec) -> str:
-    return json_digest(image_identities(subject, task.modalities, file_digest))
+def _digest(subject: Subject, number: int, task: TaskSpec) -> str:
+    try:
+        return json_digest(image_identities(subject, task.modalities, file_digest))
+    except OSError as error:
+        raise InputError("cannot read an image", where=f"subject {number}", found=(error.strerror or "an error").lower()) from error
 
 
 def _labels(probabilities: np.ndarray[Any, Any], task: TaskSpec, prepared: Prepared) -> np.ndarray[Any, Any]:
@@ -263,9 +248,3 @@ def _submitted(task: TaskSpec, submission: str | None) -> TaskSpec:
         wanted, found = f"a checkpoint of the regions {', '.join(ids)}", ", ".join(task.outputs)
         raise UsageError(f"no labels for a submission to {submission}", where="--submission", wanted=wanted, found=found)
     return replace(task, outputs={name: ids[name] for name in task.outputs})
-
-
-def _axes(axes: Sequence[int]) -> tuple[int, ...]:
-    if not axes or any(axis not in (0, 1, 2) for axis in axes) or len(set(axes)) != len(axes):
-        raise UsageError("no such axes", where="--mirror-axes", wanted="some of x, y, z", found=list(axes))
-    return tuple(sorted(axes))

@@ -10,8 +10,9 @@ import pytest
 from mergekit3d.options import Options
 
 EVERY_COMMAND = (
-    "demo", "phantom", "inspect", "preprocess", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare", "plot",
-    "run", "verify", "convert", "schema", "methods",
+    "demo", "phantom", "inspect", "preprocess", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare",
+    "forgetting",
+    "plot", "run", "verify", "convert", "schema", "methods",
 )  # fmt: skip
 
 
@@ -31,6 +32,7 @@ EVALUATE_NEEDS = (
             "a checkpoint and --recipe exclude each other; the recipe says it all; change it with --set",
         ),
         (["fisher", "m1.pt", "--set", "a=1"], "--set overrides keys of a recipe; pass --recipe, or leave --set out"),
+        (["forgetting", "a.pt", "--set", "a=1"], "--set overrides keys of a recipe; pass --recipe, or leave --set out"),
         (["fuse"], "fuse needs a recipe; for example: mergekit3d fuse --recipe timm.yaml"),
         (["adapt"], "adapt needs a recipe; for example: mergekit3d adapt --recipe timm.yaml"),
         (["finetune"], "finetune needs a recipe with a target to train on; for example: mergekit3d finetune --recipe timm.yaml"),
@@ -250,10 +252,12 @@ def test_predict_by_an_ensemble(mergekit, fake):
     """Several checkpoints before the flags."""
     seen = fake("predict")
     flags = ["--data", "brats", "--out", "p", "--mirror-axes", "x,z", "--probabilities", "--submission", "brats"]
+    flags += ["--subjects-file", "test.txt"]
 
     assert 0 == mergekit("predict", "a.pt", "b.pt", *flags).exit_code
     assert [Path("a.pt"), Path("b.pt")] == seen["arguments"][0]
     assert ((0, 2), True, "brats") == tuple(seen[key] for key in ("mirror_axes", "probabilities", "submission"))
+    assert Path("test.txt") == seen["subjects_file"]
     assert (
         "no such axes: --mirror-axes: wanted some of x, y, z, found w" in mergekit("predict", "a.pt", *flags, "--mirror-axes", "w").stderr
     )
@@ -265,7 +269,24 @@ def test_evaluate_a_checkpoint(mergekit, fake):
 
     assert 0 == mergekit("evaluate", "best.pt", "--data", "brats").exit_code
     assert (Path("best.pt"), Path("brats"), None, None) == seen["arguments"]
-    assert ("nnunet", None) == (seen["empty"], seen["regions"])
+    assert ("nnunet", None, 1.0) == (seen["empty"], seen["regions"], seen["tolerance_mm"])
+    flags = [
+        "--tolerance-mm",
+        "ET=1,WT=2.5",
+        "--patch-size",
+        "64",
+        "--overlap",
+        "0.25",
+        "--batch-size",
+        "2",
+        "--mirror",
+        "--mirror-axes",
+        "x,y",
+    ]
+    assert 0 == mergekit("evaluate", "best.pt", "--data", "brats", *flags).exit_code
+    assert {"ET": 1.0, "WT": 2.5} == seen["tolerance_mm"]
+    keys = ("patch_size", "overlap", "batch_size", "mirror", "mirror_axes")
+    assert ((64, 64, 64), 0.25, 2, True, (0, 1)) == tuple(seen[key] for key in keys)
 
 
 def test_evaluate_segmentations(mergekit, fake):
@@ -290,6 +311,29 @@ def test_compare(mergekit, fake):
     assert 0 == mergekit("compare", "a.csv", "b.csv", "--names", "T-IMM,IMM", "--out", "o", "--force").exit_code
     assert ([Path("a.csv"), Path("b.csv")],) == seen["arguments"]
     assert (("T-IMM", "IMM"), Path("o"), True) == (seen["names"], seen["out"], seen["force"])
+
+
+def test_forgetting(mergekit, fake):
+    """Checkpoints with their sources and data, one folder or one a source; or a recipe."""
+    seen = fake("forgetting")
+    flags = ["--source", "m1=a.pt", "--source", "m2=b.pt"]
+
+    assert 0 == mergekit("forgetting", "c.pt", *flags, "--data", "hcp", "--private", "kind:norm", "--mirror").exit_code
+    assert ([Path("c.pt")],) == seen["arguments"]
+    assert ({"m1": "a.pt", "m2": "b.pt"}, "hcp", ["kind:norm"], True) == tuple(
+        seen[key] for key in ("sources", "data", "private", "mirror")
+    )
+    assert 0 == mergekit("forgetting", "c.pt", *flags, "--data", "m1=hcp", "--data", "m2=other").exit_code
+    assert {"m1": "hcp", "m2": "other"} == seen["data"]
+    assert 0 == mergekit("forgetting", "--recipe", "r.yaml", "--set", "seed=1").exit_code
+    assert (Path("r.yaml"), ("seed=1",), None, None, None) == tuple(
+        seen[key] for key in ("recipe", "overrides", "sources", "data", "mirror")
+    )
+    said = mergekit("forgetting", "c.pt", *flags, "--data", "hcp", "--data", "other").stderr
+    assert "error: several folders of data: --data: wanted one for all sources, or NAME=DIR for each, found other\n" == said
+    assert (
+        "cannot read the flag: --source: wanted NAME=VALUE, each name once, found a.pt" in mergekit("forgetting", "--source", "a.pt").stderr
+    )
 
 
 def test_plot(mergekit, fake):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mergekit3d.errors import UsageError
-from mergekit3d_cli.flags import names_of, overrides_of, regions_of, size_of, spacing_of
+from mergekit3d_cli.flags import by_name, names_of, overrides_of, regions_of, size_of, spacing_of, tolerances_of
 
 
 @pytest.mark.parametrize(("expected", "text"), [(None, None), ((64, 64, 64), "64"), ((64, 64, 48), "64, 64,48")])
@@ -54,6 +54,30 @@ def test_other_voxel_sizes_are_refused(text):
     """In one line that names the flag."""
     with pytest.raises(UsageError, match="cannot read the voxel size: --spacing-mm: wanted one or three numbers of mm"):
         spacing_of(text, "--spacing-mm")
+
+
+@pytest.mark.parametrize(
+    ("expected", "texts"),
+    [(1.0, None), ({"*": 2.0}, ["2"]), ({"ET": 1.0, "WT": 2.5}, ["ET=1, WT=2.5"]), ({"ET": 1.0, "*": 3.0}, ["ET=1", "3"])],
+)
+def test_tolerances_are_one_number_or_one_a_region(expected, texts):
+    """In one text or several; a number alone is for all others."""
+    assert expected == tolerances_of(texts)
+
+
+@pytest.mark.parametrize("texts", [[""], ["ET="], ["ET=a"], ["-1"], ["ET=1,ET=2"], ["1", "2"], ["nan"]])
+def test_other_tolerances_are_refused(texts):
+    """No number, a number below 0, a region twice."""
+    with pytest.raises(UsageError, match="cannot read the tolerance: --tolerance-mm"):
+        tolerances_of(texts)
+
+
+@pytest.mark.parametrize("texts", [["m1"], ["=a.pt"], ["m1="], ["m1=a", "m1=b"]])
+def test_values_by_name_have_a_name_of_their_own(texts):
+    """And a value, which may hold further signs."""
+    assert {"m1": "a=b"} == by_name(["m1=a=b"], "--source")
+    with pytest.raises(UsageError, match="cannot read the flag: --source: wanted NAME=VALUE"):
+        by_name(texts, "--source")
 
 
 def test_overrides_need_a_key_and_an_equals_sign():

@@ -53,3 +53,23 @@ def test_fourteen_regions_get_their_legend_below():
     """A legend that would cover the curves stands under them."""
     figure = curves_figure({"train": log(regions=[f"class-{index}" for index in range(14)])})
     assert len(figure.legends[0].get_texts()) == 15
+
+
+def test_regions_that_one_run_alone_has_get_no_panel():
+    """Of runs on different tasks, the mean is what can be compared."""
+    figure = curves_figure({"m1": log(regions=("csf", "gm")), "m2": log(regions=("gm", "wm")), "brats": log(regions=("ET",))})
+    assert ["loss", "validation Dice, mean of the regions", "validation Dice, gm", "learning rate"] == titles(figure)
+
+
+def test_panels_have_one_axis_of_epochs():
+    """The longest run's, so that they can be read one above the other."""
+    figure = curves_figure({"none": log(3), "imm": log(9)})
+    assert 1 == len({axes.get_xlim() for axes in figure.axes})
+    assert figure.axes[0].get_xlim()[1] > 9
+
+
+def test_learning_rates_that_coincide_all_show():
+    """A line under another one is wider."""
+    widths = [line.get_linewidth() for line in curves_figure({"a": log(), "b": log(), "c": log()}).axes[-1].lines]
+    assert widths == sorted(widths, reverse=True)
+    assert 3 == len(set(widths))

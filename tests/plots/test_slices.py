@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import rgb_to_hsv, to_rgb
 
-from mergekit3d.plots.slices import output_colours, slices_figure
+from mergekit3d.plots.slices import legend_columns, output_colours, slices_figure
 
 
 def subject():
@@ -79,3 +79,17 @@ def test_two_tasks_have_two_families_of_colours():
     assert len(set(colours.values())) == 14
     assert all(0.45 < hues[name] < 0.82 for name in tasks[0])
     assert all(hues[name] < 0.2 or hues[name] > 0.94 for name in tasks[1])
+
+
+def test_legend_has_no_more_columns_than_fit():
+    """Long names under a narrow picture stand in several rows."""
+    assert 3 == legend_columns(["ET", "TC", "WT"], 5.7)
+    assert 1 < legend_columns([f"cerebellum-wm-{index}" for index in range(14)], 5.7) < 5
+    assert 1 == legend_columns(["a" * 200], 5.7)
+    image, lesion = subject()
+    names = [f"a-long-name-{index}" for index in range(9)]
+    figure = slices_figure(image, np.repeat(lesion, 9, axis=0), {}, names)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0
+    assert box.x1 <= figure.bbox.x1

@@ -132,6 +132,7 @@ def commands(root: Path) -> Iterator[tuple[object, ...]]:
     yield "convert", "timm/fused.safetensors", "converted.pt"
     yield "inspect", "timm/fused.safetensors"
     yield "verify", "timm/fused.safetensors"
+    yield "forgetting", "timm/fused.safetensors", "--source", "m1=m1/train/best.safetensors", "--data", "hcp", "--out", "forgetting"
     yield "run", "timm.yaml", "--out", "study"
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from mergekit3d.errors import UsageError
 from mergekit3d.training.devices import Runtime
-from mergekit3d.training.inference import predict_volume, volume_logits
+from mergekit3d.training.inference import predict_volume, volume_logits, window_starts
 
 RUNTIME = Runtime(torch.device("cpu"))
 
@@ -92,3 +92,47 @@ def test_bf16_logits_come_back_as_float32():
         nn.Conv3d(1, 1, 1), torch.randn(1, 1, 4, 4, 4), runtime=Runtime(torch.device("cpu"), "bf16"), patch_size=None, multiple_of=1
     )
     assert torch.float32 == logits.dtype
+
+
+@pytest.mark.parametrize(("overlap", "batch_size"), [(0.5, 1), (0.25, 3), (0.0, 2), (0.7, 5)])
+def test_windows_are_monais(overlap, batch_size):
+    """The same places and weights, whatever the number at once: a network that tells voxels by their place in the window."""
+
+    class Placed(nn.Module):
+        def forward(self, x):
+            return x * torch.arange(x.shape[2]).view(-1, 1, 1) + torch.arange(x.shape[4])
+
+    monai = pytest.importorskip("monai.inferers")
+    image = torch.randn(1, 2, 23, 17, 12)
+    wanted = monai.sliding_window_inference(image, (8, 8, 8), 1, Placed(), overlap=overlap, mode="gaussian", sigma_scale=0.125)
+    found = volume_logits(Placed(), image, runtime=RUNTIME, patch_size=(8, 8, 8), multiple_of=1, overlap=overlap, batch_size=batch_size)
+    assert torch.allclose(wanted, found, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("size", "edge", "overlap", "expected"),
+    [(8, 8, 0.5, [0]), (9, 8, 0.5, [0, 1]), (20, 8, 0.5, [0, 4, 8, 12]), (10, 4, 0.99, [*range(7)])],
+)
+def test_windows_cover_the_axis(size, edge, overlap, expected):
+    """In equal steps; the last one ends where the axis does."""
+    assert expected == window_starts(size, edge, overlap)
+
+
+def test_windows_in_bf16_are_weighed_in_float32():
+    """The mean of windows that agree is what each of them says."""
+    runtime = Runtime(torch.device("cpu"), "bf16")
+    network = nn.Conv3d(1, 1, 1)
+    image = torch.randn(1, 1, 12, 12, 12)
+    whole = volume_logits(network, image, runtime=runtime, patch_size=None, multiple_of=1)
+    found = volume_logits(network, image, runtime=runtime, patch_size=(8, 8, 8), multiple_of=1)
+    assert torch.float32 == found.dtype
+    assert torch.allclose(whole, found, rtol=1e-6, atol=0)
+
+
+def test_image_is_left_as_it_is():
+    """Whole or by windows: what is summed and squashed in place is the prediction's own."""
+    image = torch.randn(2, 12, 12, 12)
+    before = image.clone()
+    for patch_size in (None, (8, 8, 8)):
+        predict(nn.Identity(), image, patch_size=patch_size)
+        assert torch.equal(before, image)

@@ -42,6 +42,17 @@ def test_compare_json_gives_figure_4(tmp_path, drawn):
     assert list(drawn) == [tmp_path / "figure4.svg"]
 
 
+def test_forgetting_json_gives_table_4(tmp_path, drawn):
+    """What forgetting or a study wrote; damaged ones are told."""
+    path = tmp_path / "forgetting.json"
+    path.write_text(json.dumps({"networks": ["m1", "imm"], "tasks": ["m1"], "dice": [[0.9], [None]]}))
+    assert "forgetting" == plot(path).kind
+    assert ["0.90", "–"] == [text.get_text() for text in drawn[tmp_path / "forgetting.png"].axes[0].texts]
+    path.write_text(json.dumps({"networks": ["m1", "imm"], "tasks": ["m1"], "dice": [[0.9]]}))
+    with pytest.raises(InputError, match="cannot read the forgetting matrix: .*forgetting.json"):
+        plot(path, force=True)
+
+
 def test_logs_are_overlaid_under_their_folders_names(tmp_path, drawn):
     """Two log.csv files are told apart by their folders; ratios.json beside one names the sources."""
     for name in ("none", "adapt"):
@@ -56,7 +67,7 @@ def test_logs_are_overlaid_under_their_folders_names(tmp_path, drawn):
 
 
 def test_segmentations_are_drawn_over_their_image(tmp_path, drawn):
-    """Each label is an output unless regions are given."""
+    """Each label is an output unless regions are given; a single one is not named after its file, which is named after its subject."""
     image, labels = np.zeros((8, 8, 8), np.float32), np.zeros((8, 8, 8), np.uint8)
     image[1:7, 1:7, 1:7], labels[2:5, 2:5, 2:5], labels[3, 3, 3] = 1.0, 2, 4
     for name, data in (("image", image), ("timm", labels), ("truth", labels)):
@@ -64,7 +75,7 @@ def test_segmentations_are_drawn_over_their_image(tmp_path, drawn):
     given = {"image": tmp_path / "image.nii.gz", "truth": tmp_path / "truth.nii.gz"}
     assert plot(tmp_path / "timm.nii.gz", **given).out == tmp_path / "timm.png"
     figure = drawn[tmp_path / "timm.png"]
-    assert ["image", "truth", "timm\nDice 1.00"] == [axes.get_title() for axes in figure.axes[:3]]
+    assert ["image", "truth", "prediction\nDice 1.00"] == [axes.get_title() for axes in figure.axes[:3]]
     assert ["label 2", "label 4"] == [text.get_text() for text in figure.legends[0].get_texts()]
     plot(tmp_path / "timm.nii.gz", **given, regions="brats", out=tmp_path / "brats.png")
     assert ["ET", "TC", "WT"] == [text.get_text() for text in drawn[tmp_path / "brats.png"].legends[0].get_texts()]
@@ -84,8 +95,12 @@ def test_a_segmentation_needs_an_image_on_its_grid(tmp_path, drawn):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", "x", r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, a fusion's report\.json, compare\.json, log\.csv"),
-        ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt, fuse or compare writes, found keys x"),
+        (
+            "a.txt",
+            "x",
+            r"cannot tell what to plot: .*a\.txt: wanted ratios\.json, a fusion's report\.json, compare\.json, forgetting\.json, log\.csv",
+        ),
+        ("a.json", '{"x": 1}', "cannot tell what to plot: .*wanted what adapt, fuse, compare or forgetting writes, found keys x"),
         ("a.json", "{", "cannot read the file to plot"),
         (
             "metrics.csv",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import nibabel
@@ -12,8 +16,9 @@ import pytest
 from mergekit3d import predict
 from mergekit3d.checkpoints import TaskSpec
 from mergekit3d.datasets import find_dataset
-from mergekit3d.errors import InputError, MergeKit3DError, UsageError
+from mergekit3d.errors import InputError, Interrupted, MergeKit3DError, UsageError
 from mergekit3d.options import Options
+from mergekit3d.storage.atomic import TEMPORARY_PREFIX, TEMPORARY_SUFFIX
 from mergekit3d.verbs.predict import RECORD
 from tests.builders import save_source, task_of, torchrun
 
@@ -92,11 +97,15 @@ def test_resume_makes_what_is_missing(data, tmp_path):
     checkpoint = source(tmp_path / "a.safetensors", 0)
     first = run(checkpoint, data, tmp_path / "out")
     first.files[1].unlink()
+    leftover = tmp_path / "out" / "probabilities" / f"{TEMPORARY_PREFIX}{2**22 + 1}-1{TEMPORARY_SUFFIX}"
+    leftover.parent.mkdir()
+    leftover.write_bytes(b"half a volume")
     times = {file: file.stat().st_mtime_ns for file in first.files if file.exists()}
     again = run(checkpoint, data, tmp_path / "out", resume=True)
 
     assert (len(first.files) - 1, first.files) == (again.kept, again.files)
     assert all(file.exists() for file in again.files)
+    assert not leftover.exists()
     assert times == {file: file.stat().st_mtime_ns for file in times}
     record = (tmp_path / "out" / RECORD).read_text()
     assert not any(file.name.removesuffix(".nii.gz") in record for file in first.files)
@@ -147,8 +156,6 @@ def test_segmentations_without_a_record_are_not_replaced(data, tmp_path):
 
 def test_segmentation_of_other_images_is_made_anew(data, tmp_path):
     """Subjects whose images changed places keep no segmentation of one another."""
-    import shutil
-
     from mergekit3d.datasets import find_dataset
 
     checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
@@ -175,10 +182,10 @@ def test_record_that_is_damaged_is_one_line(data, tmp_path):
 
 
 def test_mirrored_copies_go_along_the_axes_asked_for(data, tmp_path):
-    """Left-right unless told otherwise; axes that there are not are refused."""
+    """Left-right unless told otherwise; axes that there are not are refused; who names axes wants copies."""
     checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
     for name, axes in (("x", (0,)), ("xz", (0, 2))):
-        run(checkpoint, data, tmp_path / name, mirror=True, mirror_axes=axes, probabilities=True)
+        run(checkpoint, data, tmp_path / name, mirror_axes=axes, probabilities=True)
     default = run(checkpoint, data, tmp_path / "default", mirror=True, probabilities=True)
 
     name = default.files[0].name
@@ -234,3 +241,144 @@ def test_subjects_of_a_list(data, tmp_path):
     assert ["s0.nii.gz", "s1.nii.gz", "s2.nii.gz"] == [path.name for path in whole.files]
     assert ["s1.nii.gz", "s2.nii.gz"] == [path.name for path in run(checkpoint, f"{tmp_path}/list.json:test", tmp_path / "part").files]
     assert np.array_equal(values(whole.files[0]), values(run(checkpoint, data, tmp_path / "folder").files[0]))
+
+
+@pytest.fixture
+def three(data, tmp_path) -> Path:
+    """Three of the subjects, to be spoiled."""
+    folder = tmp_path / "three"
+    for name in ("100000", "100001", "100002"):
+        shutil.copytree(data / name, folder / name)
+    return folder
+
+
+def spoil_by_modality(folder):
+    (folder / "100001" / "T1w" / "T2w_acpc_dc_restore.nii.gz").unlink()
+    return "a subject lacks a modality: subject 2: wanted t1, t2, found t1; add t2"
+
+
+def spoil_by_damage(folder):
+    path = folder / "100001" / "T1w" / "T2w_acpc_dc_restore.nii.gz"
+    path.write_bytes(path.read_bytes()[:200])
+    return "cannot read the volume: subject 2, t2: wanted"
+
+
+def spoil_by_emptiness(folder):
+    for modality in ("T1w", "T2w"):
+        path = folder / "100001" / "T1w" / f"{modality}_acpc_dc_restore.nii.gz"
+        image = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.zeros(image.shape, np.float32), image.affine), path)
+    return "the images are empty: subject 2"
+
+
+@pytest.mark.parametrize("spoil", [spoil_by_modality, spoil_by_damage, spoil_by_emptiness])
+def test_subject_that_cannot_be_used_is_one_line_and_the_others_are_done(three, tmp_path, spoil):
+    """Exit code 65; once it is mended, --resume makes what is missing alone."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    mended = Path(shutil.copytree(three, tmp_path / "mended"))
+    with pytest.raises(InputError, match=spoil(three)) as caught:
+        run(checkpoint, three, tmp_path / "out")
+
+    assert (65, 1) == (caught.value.exit_code, len(str(caught.value).splitlines()))
+    assert ["100000.nii.gz", "100002.nii.gz"] == sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    after = run(checkpoint, mended, tmp_path / "out", resume=True)
+    assert (2, 3) == (after.kept, len(after.files))
+
+
+def test_all_subjects_that_cannot_be_used_are_told(three, tmp_path):
+    """A line each, of the same exit code; where there is no other, nothing is written."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    spoil_by_modality(three)
+    path = three / "100002" / "T1w" / "T1w_acpc_dc_restore.nii.gz"
+    path.write_bytes(b"")
+    with pytest.raises(MergeKit3DError) as caught:
+        run(checkpoint, three, tmp_path / "out")
+    assert (65, 2) == (caught.value.exit_code, len(str(caught.value).splitlines()))
+
+    shutil.rmtree(three / "100000")
+    shutil.rmtree(three / "100002")
+    with pytest.raises(InputError, match="no subject has the modality: t2"):
+        run(checkpoint, three, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+class Stopping:
+    """A reporter that sends a signal once the first subject is done."""
+
+    def info(self, message):
+        pass
+
+    warn = info
+
+    def task(self, *_):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def advance(self, *_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_signal_ends_after_the_subject_and_resume_goes_on(three, tmp_path):
+    """Exit code 143; the whole is, byte for byte, what an undisturbed run writes."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    whole = run(checkpoint, three, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="predict: stopped by a signal after 1 of 3 subjects; run it again with --resume") as caught:
+        run(checkpoint, three, tmp_path / "out", reporter=Stopping())
+
+    assert 128 + signal.SIGTERM == caught.value.exit_code
+    assert ["100000.nii.gz"] == [path.name for path in (tmp_path / "out").glob("*.nii.gz")]
+    assert 1 == run(checkpoint, three, tmp_path / "out", resume=True).kept
+    assert [path.read_bytes() for path in whole.files] == [(tmp_path / "out" / path.name).read_bytes() for path in whole.files]
+
+
+@pytest.mark.parametrize("codes", ["LAS", "PSR", "AIL"])
+def test_segmentation_lies_where_its_images_do(three, tmp_path, codes):
+    """Whatever the order and direction of the axes: the same voxels, the image's own grid and affine."""
+    checkpoint = source(tmp_path / "a.safetensors", 0, **REGIONS)
+    plain = run(checkpoint, three, tmp_path / "plain", probabilities=True)
+    orientation = nibabel.orientations.axcodes2ornt(codes)
+    for path in three.rglob("*.nii.gz"):
+        image = nibabel.load(path)
+        turned = image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), orientation))
+        nibabel.save(nibabel.Nifti1Image(np.asarray(turned.dataobj), turned.affine), path)
+    found = run(checkpoint, three, tmp_path / "turned", probabilities=True)
+
+    for one, other in zip(plain.files, found.files, strict=True):
+        assert codes == "".join(nibabel.aff2axcodes(nibabel.load(other).affine))
+        for wanted, turned in ((one, other), *[tuple(path.parent / "probabilities" / path.name for path in (one, other))]):
+            first, second = (nibabel.as_closest_canonical(nibabel.load(path)) for path in (wanted, turned))
+            assert np.array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+            np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
+
+
+def test_oblique_and_anisotropic_grids_are_kept(three, tmp_path):
+    """Affine to the last digit that NIfTI holds, voxel sizes and all; headers hold nothing else."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    cosine, sine = np.cos(0.3), np.sin(0.3)
+    affine = np.array([[0.8 * cosine, -0.9 * sine, 0, 5], [0.8 * sine, 0.9 * cosine, 0, -7], [0, 0, 4.5, 3], [0, 0, 0, 1]])
+    for path in three.rglob("*.nii.gz"):
+        image = nibabel.Nifti1Image(np.asarray(nibabel.load(path).dataobj), affine)
+        image.header["descrip"] = b"CANARY"
+        nibabel.save(image, path)
+    for file in run(checkpoint, three, tmp_path / "out").files:
+        written = nibabel.load(file)
+        np.testing.assert_allclose(affine, written.affine, atol=1e-6)
+        np.testing.assert_allclose((0.8, 0.9, 4.5), written.header.get_zooms(), atol=1e-6)
+        assert b"CANARY" not in gzip.decompress(file.read_bytes())
+
+
+def test_subjects_of_a_file_alone(three, tmp_path):
+    """Numbered as in the whole data set; a name that no subject has is refused before any work."""
+    checkpoint = source(tmp_path / "a.safetensors", 0)
+    (tmp_path / "test.txt").write_text("100002\n")
+    found = run(checkpoint, three, tmp_path / "out", subjects_file=tmp_path / "test.txt")
+    assert ["100002.nii.gz"] == [path.name for path in found.files]
+    assert ["100002.nii.gz"] == [path.name for path in (tmp_path / "out").glob("*.nii.gz")]
+    (tmp_path / "test.txt").write_text("someone\n")
+    with pytest.raises(InputError, match="unknown subjects: found name 1 of 1"):
+        run(checkpoint, three, tmp_path / "other", subjects_file=tmp_path / "test.txt")
