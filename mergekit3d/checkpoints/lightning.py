@@ -30,7 +30,7 @@ def open_lightning(path: Path) -> Checkpoint:
     """
     size = check_file(path)
     state = find_state_dict(load(path), path)
-    return checkpoint_of(path, strip_prefixes(without_attribute(state)), size, None)
+    return checkpoint_of(path, strip_prefixes(without_attribute(state)), size, None, mapped_from=path)
 
 
 def without_attribute(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -81,14 +81,15 @@ def _opened(bundle: Bundle, metadata: Metadata | None) -> Checkpoint:
             raise InputError("not a checkpoint", where=file, wanted="weights", found="other content")
         if known.name != "pt":
             return replace(known.open(file), path=bundle.path)
-        content = load(file)
+        content, mapped = load(file), file
     else:
         if Path(name).suffix not in (".pt", ".pth"):
             raise InputError("cannot read the weights", where=f"{bundle.path}: {name}", todo="unpack the bundle first")
         size = bundle.size_of(name)
+        mapped = None
         content = load(Path(f"{bundle.path}: {name}"), bundle.read(name, MOST_EXPANSION * check_file(bundle.path)))
     state = find_state_dict(content, bundle.path)
-    return checkpoint_of(bundle.path, state if metadata is not None else strip_prefixes(state), size, metadata)
+    return checkpoint_of(bundle.path, state if metadata is not None else strip_prefixes(state), size, metadata, mapped_from=mapped)
 
 
 def _model_in(bundle: Bundle) -> str:

@@ -52,8 +52,8 @@ def open_nnunet(path: Path) -> Checkpoint:
     size, content = check_file(file), load(file)
     state, metadata = find_state_dict(content, file), metadata_in(content, file)
     if metadata is not None:
-        return checkpoint_of(path, state, size, metadata)
-    return checkpoint_of(path, strip_prefixes(state), size, _metadata(content), is_foreign=True)
+        return checkpoint_of(path, state, size, metadata, mapped_from=file)
+    return checkpoint_of(path, strip_prefixes(state), size, _metadata(content), is_foreign=True, mapped_from=file)
 
 
 def _checkpoint_in(folder: Path) -> Path:

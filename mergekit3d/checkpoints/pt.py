@@ -7,6 +7,7 @@ with the usual prefixes on its names.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import warnings
 import zipfile
@@ -17,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, buffer_of, encode
 from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
 from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
+from mergekit3d.checkpoints.reading import places_in_archive, reader
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
@@ -62,7 +64,7 @@ def open_pt(path: Path) -> Checkpoint:
     metadata = metadata_in(content, path)
     state = find_state_dict(content, path)
     # Ours are written under the very names that the seal covers.
-    return checkpoint_of(path, strip_prefixes(state) if metadata is None else state, size, metadata)
+    return checkpoint_of(path, strip_prefixes(state) if metadata is None else state, size, metadata, mapped_from=path)
 
 
 def metadata_in(content: Any, path: Path) -> Metadata | None:
@@ -75,7 +77,15 @@ def metadata_in(content: Any, path: Path) -> Metadata | None:
     return parse_metadata(text, path) if isinstance(text, str) else None
 
 
-def checkpoint_of(path: Path, state: Mapping[str, Any], size: int, metadata: Metadata | None, *, is_foreign: bool = False) -> Checkpoint:
+def checkpoint_of(
+    path: Path,
+    state: Mapping[str, Any],
+    size: int,
+    metadata: Metadata | None,
+    *,
+    is_foreign: bool = False,
+    mapped_from: Path | None = None,
+) -> Checkpoint:
     """A checkpoint of torch tensors in memory, or mapped.
 
     Args:
@@ -84,16 +94,39 @@ def checkpoint_of(path: Path, state: Mapping[str, Any], size: int, metadata: Met
         size: of the file in bytes: no tensor is larger.
         metadata: what the file says of itself.
         is_foreign: the metadata is no part of the file.
+        mapped_from: the file that `load` mapped the tensors from: their bytes are read from it instead, since a file that is cut ends
+            the process that touches its map; None: they are in memory.
 
     Raises:
         InputError: a tensor is of a kind that cannot be used.
     """
     entries = {name: _entry(name, tensor, size, path) for name, tensor in state.items()}
 
-    def read(name: str) -> memoryview:
-        return memoryview(_bytes_of(state[name]))
+    places = {} if mapped_from is None or not hasattr(os, "preadv") else places_in_archive(mapped_from, state)
+    from_file = reader(path, os.open(mapped_from, os.O_RDONLY), places.__getitem__) if mapped_from is not None and places else None
 
-    return Checkpoint(path=path, entries=entries, metadata=metadata, content=read, aliases=aliases_of(state), is_foreign=is_foreign)
+    def content(name: str) -> memoryview:
+        if from_file is None or name not in places:
+            return memoryview(_bytes_of(state[name]))
+        buffer = memoryview(bytearray(entries[name].nbytes))
+        from_file(name, 0, buffer)
+        return buffer
+
+    def read_into(name: str, offset: int, buffer: memoryview) -> None:
+        if from_file is not None and name in places:
+            from_file(name, offset, buffer)
+        else:
+            buffer[:] = memoryview(_bytes_of(state[name]))[offset : offset + len(buffer)]
+
+    return Checkpoint(
+        path=path,
+        entries=entries,
+        metadata=metadata,
+        content=content,
+        read_into=None if from_file is None else read_into,
+        aliases=aliases_of(state),
+        is_foreign=is_foreign,
+    )
 
 
 def aliases_of(state: Mapping[str, Any]) -> dict[str, str]:

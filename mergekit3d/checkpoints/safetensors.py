@@ -11,7 +11,6 @@ import math
 import mmap
 import os
 import struct
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, Checkpoint, TensorEntry, buffer_of, encode
 from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
 from mergekit3d.checkpoints.metadata import KEY, Metadata, looks_like_metadata, parse_metadata
+from mergekit3d.checkpoints.reading import cut, reader
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
@@ -52,23 +52,15 @@ def open_safetensors(path: Path) -> Checkpoint:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         descriptor = os.dup(file.fileno())
     view = memoryview(mapped)
+    read_into = reader(path, descriptor, lambda name: start + spans[name][0])
 
     def content(name: str) -> memoryview:
         first, last = spans[name]
+        # Touching a mapped page behind the end of a file ends the process.
+        if os.fstat(descriptor).st_size < start + last:
+            raise cut(path, name, last - first)
         return view[start + first : start + last]
 
-    def read_into(name: str, offset: int, buffer: memoryview) -> None:
-        place, wanted = start + spans[name][0] + offset, len(buffer)
-        try:
-            while buffer:
-                count = os.preadv(descriptor, [buffer], place)
-                if count == 0:
-                    raise InputError("the file was cut while it was read", where=path, wanted=f"{wanted} bytes of {name}", found="its end")
-                buffer, place = buffer[count:], place + count
-        except OSError as error:
-            raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
-
-    weakref.finalize(read_into, os.close, descriptor)
     return Checkpoint(
         path=path,
         entries=entries,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mergekit3d.comparison import CompareResult, compare_rows
 from mergekit3d.errors import UsageError
+from mergekit3d.metrics import SubjectMetrics
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.storage.atomic import refuse_existing, write_json
 from mergekit3d.summaries import read_metrics_csv
@@ -32,7 +34,7 @@ def compare(
         reporter: where messages go.
 
     Returns:
-        Means, paired differences, intervals and p values.
+        With subjects by their numbers among all names, sorted: means, paired differences, intervals and p values.
 
     Raises:
         UsageError: fewer than two files, names that do not fit, or outputs that exist.
@@ -51,12 +53,23 @@ def compare(
     table, picture = folder / "compare.json", folder / "compare.png"
     for output in (table, picture):
         refuse_existing(output, force=force)
-    result = compare_rows({name: read_metrics_csv(path) for name, path in zip(called, paths, strict=True)}, seed=seed)
+    result = compare_rows(by_number({name: read_metrics_csv(path) for name, path in zip(called, paths, strict=True)}), seed=seed)
     figure = differences_figure(result)
     write_json(table, result.as_json())
     save_figure(figure, picture)
     reporter.info(f"wrote {table} and {picture}")
     return result
+
+
+def by_number(rows: Mapping[str, Sequence[SubjectMetrics]]) -> dict[str, list[SubjectMetrics]]:
+    """The rows with numbers in place of the subjects' names: of all names in all files, sorted, from 1.
+
+    A comparison is for others to see. The numbers are as wide as the largest, so that they sort as the names do.
+    """
+    subjects = sorted({row.subject for of_file in rows.values() for row in of_file})
+    width = len(str(len(subjects)))
+    numbers = {subject: f"{number:0{width}d}" for number, subject in enumerate(subjects, start=1)}
+    return {name: [replace(row, subject=numbers[row.subject]) for row in of_file] for name, of_file in rows.items()}
 
 
 def names_of(files: Sequence[Path]) -> list[str]:

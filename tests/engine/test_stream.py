@@ -180,13 +180,18 @@ def test_fisher_of_other_weights_without_a_seal(tmp_path):
     ]
 
 
-def test_file_that_is_cut_while_it_is_read(folder):
-    """An error in place of a crash of the process."""
-    plan = plan_fusion(fusing(folder), verify=False)
-    os.truncate(folder / "m2.safetensors", 4000)
-    with pytest.raises(InputError, match=r"the file was cut while it was read: .*m2.safetensors"):
-        write_fused(plan, folder / "out.safetensors", describe)
-    assert not (folder / "out.safetensors").exists()
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_file_that_is_cut_while_it_is_read(tmp_path, suffix):
+    """An error in place of a crash of the process, whether all of it is fused or one tensor looked at."""
+    two_sources(tmp_path, suffix)
+    plan = plan_fusion(fusing(tmp_path, suffix=suffix), verify=False)
+    opened = open_checkpoint(tmp_path / f"m2{suffix}")
+    os.truncate(tmp_path / f"m2{suffix}", 4000)
+    with pytest.raises(InputError, match=rf"the file was cut while it was read: .*m2{suffix}"):
+        write_fused(plan, tmp_path / "out.safetensors", describe)
+    assert not (tmp_path / "out.safetensors").exists()
+    with pytest.raises(InputError, match="the file was cut while it was read"):
+        opened.read(list(opened.entries)[-1])
 
 
 def test_weights_beyond_the_range_of_half_precision(tmp_path):

@@ -69,3 +69,15 @@ def test_a_file_given_twice_is_refused():
     """A comparison with itself is a slip of the hand."""
     with pytest.raises(UsageError, match="a file is given twice: a/metrics.csv"):
         names_of([Path("a/metrics.csv"), Path("a/../a/metrics.csv")])
+
+
+def test_subjects_are_numbers(tmp_path):
+    """Of all names in all files, sorted: a comparison goes to others, and names no one."""
+    for name, subjects in (("a", ("DOE^JOHN", "ROE^JANE", "ZOE")), ("b", ("ROE^JANE", "ZOE"))):
+        write_metrics_csv(tmp_path / f"{name}.csv", [SubjectMetrics(subject, "WT", 0.5, 1.0) for subject in subjects])
+
+    result = compare([tmp_path / "a.csv", tmp_path / "b.csv"], out=tmp_path)
+
+    assert ("2", "3") == result.subjects
+    assert ("b lacks subject 1: left out everywhere",) == result.notes[:1]
+    assert not [name for name in (b"DOE", b"ROE", b"ZOE") if name in (tmp_path / "compare.json").read_bytes()]
