@@ -32,7 +32,7 @@ from pathlib import Path
 SOURCE = """version: 1
 architecture: {{name: isensee2017, base_filters: 2, depth: 3}}
 target: {{data: hcp/, modalities: [t1, t2], regions: {regions}, split: {{train: 3, validation: 1, test: 0, seed: 0}}}}
-train: {{init: {init}, epochs: 8, patience: null, snapshot_minutes: 0}}
+train: {{init: {init}, epochs: {epochs}, patience: null, snapshot_minutes: 0}}
 """
 TIMM = """version: 1
 sources:
@@ -40,8 +40,8 @@ sources:
   - {name: m2, checkpoint: m2/train/best.safetensors}
 merge: {method: timm}
 target: {data: brats/, modalities: [t1, t1ce, t2, flair], regions: brats, split: {train: 3, validation: 1, test: 0, seed: 0}}
-adapt: {epochs: 8, patience: null, snapshot_minutes: 0}
-finetune: {epochs: 8, patience: null, snapshot_minutes: 0}
+adapt: {epochs: EPOCHS, patience: null, snapshot_minutes: 0}
+finetune: {epochs: EPOCHS, patience: null, snapshot_minutes: 0}
 """
 WRITER = """
 import sys
@@ -95,18 +95,53 @@ JOBS = {
 """In the order of the pipeline."""
 
 
-def command(folder: Path, *words: str) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "mergekit3d_cli", *words], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code (minus the signal that ended it), and what it said on stderr."""
+
+    code: int
+    said: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A signal, and when it is sent: after a share of the time that a command takes, but never before it has begun its work.
+
+    Args:
+        number: of the signal.
+        at: the share.
+        seconds: what the command takes.
+        begun: a glob of what is there once the work has begun.
+    """
+
+    number: int
+    at: float
+    seconds: float
+    begun: str
+
+    def wait(self, folder: Path, has_ended: Callable[[], bool]) -> bool:
+        """Wait for the moment; whether the command ended before."""
+        began = time.monotonic()
+        while not has_ended():
+            if time.monotonic() - began >= self.at * self.seconds and any(folder.glob(self.begun)):
+                return False
+            time.sleep(0.002)
+        return True
+
+
+def in_a_process(folder: Path, words: tuple[str, ...], stop: Stop | None = None) -> Ended:
+    """Run a command as a user does, to its end or to where it is stopped."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mergekit3d_cli", *words],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-
-
-def carried_out(folder: Path, *words: str) -> None:
-    process = command(folder, *words)
+    if stop is not None and not stop.wait(folder, lambda: process.poll() is not None):
+        process.send_signal(stop.number)
     said = process.communicate()[1].decode(errors="replace")
-    if process.returncode != 0:
-        raise BrokenError(f"{' '.join(words)} ended with {process.returncode}: {said[-500:]}")
+    return Ended(process.returncode, said)
 
 
 @dataclass
@@ -114,28 +149,36 @@ class Work:
     """A project, whole, and how each command's outputs look after it ran through."""
 
     root: Path
+    run: Callable[..., Ended] = in_a_process
+    epochs: int = 8
     seconds: dict[str, float] = field(default_factory=dict)
     before: dict[str, Path] = field(default_factory=dict)
     wanted: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def carried_out(self, folder: Path, *words: str) -> None:
+        """Run a command to its end."""
+        ended = self.run(folder, words)
+        if ended.code != 0:
+            raise BrokenError(f"{' '.join(words)} ended with {ended.code}: {ended.said[-500:]}")
 
     def prepare(self, names: list[str]) -> None:
         """Run the pipeline once, and keep the folder as it was before each command."""
         folder = self.root / "whole"
         folder.mkdir(parents=True)
         for layout in ("hcp", "brats"):
-            carried_out(folder, "phantom", layout, "--layout", layout, "--subjects", "4", "--spacing-mm", "6")
-        (folder / "m1.yaml").write_text(SOURCE.format(regions="hcp-1-7", init="none"))
-        (folder / "m2.yaml").write_text(SOURCE.format(regions="hcp-8-14", init=M1))
-        (folder / "timm.yaml").write_text(TIMM)
+            self.carried_out(folder, "phantom", layout, "--layout", layout, "--subjects", "4", "--spacing-mm", "6")
+        (folder / "m1.yaml").write_text(SOURCE.format(regions="hcp-1-7", init="none", epochs=self.epochs))
+        (folder / "m2.yaml").write_text(SOURCE.format(regions="hcp-8-14", init=M1, epochs=self.epochs))
+        (folder / "timm.yaml").write_text(TIMM.replace("EPOCHS", str(self.epochs)))
         for name, job in JOBS.items():
             if name == "adapt":
-                carried_out(folder, "train", "--recipe", "m2.yaml")
-                carried_out(folder, "fisher", "m2/train/best.safetensors", "--data", "hcp")
+                self.carried_out(folder, "train", "--recipe", "m2.yaml")
+                self.carried_out(folder, "fisher", "m2/train/best.safetensors", "--data", "hcp")
             if name in names:
                 self.before[name] = self.root / "before" / name
                 shutil.copytree(folder, self.before[name])
             began = time.monotonic()
-            carried_out(folder, *job.words)
+            self.carried_out(folder, *job.words)
             self.seconds[name] = time.monotonic() - began
             self.wanted[name] = digests(folder, job)
             if name == names[-1]:
@@ -158,22 +201,15 @@ class Work:
         job, folder = JOBS[name], self.root / "now"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.before[name], folder)
-        process, began = command(folder, *job.words), time.monotonic()
-        while process.poll() is None and not any(folder.glob(job.begun)):
-            time.sleep(0.002)
-        try:
-            process.wait(max(0.0, at * (self.seconds[name] - (time.monotonic() - began))))
-        except subprocess.TimeoutExpired:
-            process.send_signal(number)
-        said = process.communicate()[1].decode(errors="replace")
-        if process.returncode not in (0, -number, 128 + number):
-            raise BrokenError(f"{name} ended with {process.returncode} after signal {number}: {said[-500:]}")
-        if "Traceback" in said:
-            raise BrokenError(f"{name} showed a traceback after signal {number}: {said[-500:]}")
+        ended = self.run(folder, job.words, Stop(number, at, self.seconds[name], job.begun))
+        if ended.code not in (0, -number, 128 + number):
+            raise BrokenError(f"{name} ended with {ended.code} after signal {number}: {ended.said[-500:]}")
+        if "Traceback" in ended.said:
+            raise BrokenError(f"{name} showed a traceback after signal {number}: {ended.said[-500:]}")
         for path in sorted(folder.rglob("*.safetensors")):
             if not path.name.startswith(".") and "prepared" not in path.parts:
-                carried_out(folder, "verify", str(path.relative_to(folder)))
-        carried_out(folder, *job.words, job.again)
+                self.carried_out(folder, "verify", str(path.relative_to(folder)))
+        self.carried_out(folder, *job.words, job.again)
         found = digests(folder, job)
         if found != self.wanted[name]:
             changed = [path for path, digest in self.wanted[name].items() if found.get(path) != digest]
@@ -181,7 +217,7 @@ class Work:
         leftovers = [path.name for path in folder.rglob(".mergekit3d-*.tmp*")]
         if leftovers:
             raise BrokenError(f"{name} left {leftovers} behind")
-        return "stopped" if process.returncode != 0 else "done before"
+        return "stopped" if ended.code != 0 else "done before"
 
 
 def digests(folder: Path, job: Job) -> dict[str, str]:
@@ -221,7 +257,9 @@ def samples(folder: Path) -> list[Path]:
     """A checkpoint of each format that seals, and a Fisher diagonal."""
     whole = folder / M1
     if not (folder / "converted.pt").exists():
-        carried_out(folder, "convert", M1, "converted.pt")
+        ended = in_a_process(folder, ("convert", M1, "converted.pt"))
+        if ended.code != 0:
+            raise BrokenError(f"convert ended with {ended.code}: {ended.said[-500:]}")
     return [whole, folder / "converted.pt", *folder.glob("m1/train/best.fisher.safetensors")]
 
 
@@ -269,7 +307,7 @@ def recipes(folder: Path, generator: random.Random, number: int) -> Counter[str]
     counts, path = Counter[str](), folder / "edited.yaml"
     values = ["no", "1e-8", "-1", "[]", "{}", "''", "null", "&a", "*a", "!!python/object:os.system", "ééééé", ".inf", "0x10", "1_000", "|"]
     for _ in range(number):
-        lines = TIMM.splitlines()
+        lines = TIMM.replace("EPOCHS", "8").splitlines()
         place, kind = generator.randrange(len(lines)), generator.randrange(5)
         if kind == 0:
             lines.insert(generator.randrange(len(lines)), lines[place])

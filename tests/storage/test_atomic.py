@@ -126,30 +126,40 @@ def test_death_at_every_call_keeps_the_old_file_or_gives_the_new_one(target):
         assert [target] == list(target.parent.iterdir())
 
 
-WRITER = """
-import sys
-from mergekit3d.storage.atomic import write_bytes
-print("ready", flush=True)
-while True:
-    for letter in (b"a", b"b"):
-        write_bytes(sys.argv[1], letter * 300_000)
-"""
+def writing_for_ever(target):
+    """A child process that writes one content and the other, again and again; it has begun."""
+    reading, telling = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(telling, b".")
+            while True:
+                for letter in (b"a", b"b"):
+                    atomic.write_bytes(target, letter * 300_000)
+        finally:
+            os._exit(1)
+    os.read(reading, 1)
+    os.close(reading)
+    os.close(telling)
+    return child
 
 
 def test_kill_at_random_moments_leaves_a_whole_file(tmp_path):
-    """Twenty writers are killed in the middle of their work: the file is always one of the two contents, whole."""
+    """Four hundred writers are killed in the middle of their work: the file is always one of the two contents, whole."""
     target = tmp_path / "file.bin"
-    moments = random.Random(0)
-    for _ in range(20):
-        with subprocess.Popen([sys.executable, "-c", WRITER, str(target)], stdout=subprocess.PIPE) as writer:
-            writer.stdout.readline()
-            time.sleep(moments.uniform(0.0, 0.03))
-            writer.send_signal(signal.SIGKILL)
+    moments, in_the_middle = random.Random(0), 0
+    for _ in range(400):
+        child = writing_for_ever(target)
+        time.sleep(moments.uniform(0.0, 0.008))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
         if target.exists():
             assert target.read_bytes() in (b"a" * 300_000, b"b" * 300_000)
+        in_the_middle += any(tmp_path.glob(f".mergekit3d-{child}-*"))
     atomic.sweep_leftovers(tmp_path)
 
     assert [target] == list(tmp_path.iterdir())
+    assert in_the_middle > 100
 
 
 def test_an_error_in_the_block_keeps_the_old_file(target):
