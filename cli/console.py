@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
+from mergekit3d.aligned import printable
 from mergekit3d.progress import Reporter
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class PlainReporter:
     def info(self, message: str) -> None:
         """A line, unless quiet."""
         if not self.quiet:
-            self._write(message)
+            self._write(printable(message))
 
     def warn(self, message: str) -> None:
         """A line that starts with "warning:"."""
-        self._write(f"warning: {message}")
+        self._write(f"warning: {printable(message)}")
 
     def task(self, description: str, total: float | None) -> _PlainTask:
         """A task told in lines."""
@@ -209,7 +210,8 @@ def show(result: Result, *, as_json: bool) -> None:
 
             Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE).print(result)
         elif not as_json and hasattr(result, "lines"):
-            _print("\n".join(_lines_of(result)))
+            # A name of a file may hold a line end, or what a terminal takes for a command.
+            _print("\n".join(printable(line) for text in _lines_of(result) for line in text.split("\n")))
         else:
             _print(json.dumps(_plain(result.as_json()), allow_nan=False, indent=None if as_json else 2))
         sys.stdout.flush()

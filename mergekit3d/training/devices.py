@@ -143,5 +143,6 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether an error is that of an exhausted memory, of the processor or a device."""
     import torch
 
-    texts = ("out of memory", "can't allocate memory", "not enough memory")
+    # The last is all that oneDNN says.
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)

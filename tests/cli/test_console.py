@@ -260,3 +260,12 @@ def test_show_prints_names_that_stdout_cannot_encode(monkeypatch):
     show(Answer(["m\udcff é"], {}), as_json=False)
 
     assert b"m\\udcff \\xe9\n" == raw.getvalue()
+
+
+def test_names_cannot_command_the_terminal(capsys, log):
+    """Escape sequences of a file name are spelt out, in results and in messages."""
+    show(Answer(["a\x1b[2Jb: 3 tensors\nand more"], {}), as_json=False)
+    PlainReporter(log, quiet=False).warn("a\x1b[2Jb")
+
+    assert "a\\x1b[2Jb: 3 tensors\nand more\n" == capsys.readouterr().out
+    assert "warning: a\\x1b[2Jb\n" == log.getvalue()
