@@ -17,7 +17,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from mergekit3d_cli.app import app
+from mergekit3d_cli.app import COMMANDS, app
 
 CANARY = "Kanarienvogel"
 PLACE = "Kanarischeinsel"
@@ -45,7 +45,7 @@ finetune: {epochs: 1, patience: null, batch_size: 2}
 study: {initialisations: [m1, timm]}
 """
 
-NAMED = re.compile(r"(^|/)(metrics\.csv|summary\.json|compare\.json|split\.json)$")
+NAMED = re.compile(r"(^|/)(metrics\.csv|summary\.json|split\.json)$")
 """Files that tell results and parts by the user's names of subjects, since that is what they are for."""
 
 
@@ -168,6 +168,13 @@ def content_of(path: Path) -> bytes:
 
 def inputs(root: Path) -> set[Path]:
     return {path for folder in ("hcp", "brats") for path in (root / folder).rglob("*")} | {root / f"{CANARY}.pt", root / "timm.yaml"}
+
+
+def test_every_command_ran(told: Told) -> None:
+    """But for those that look at nothing of a user's: a new one has its place above."""
+    assert {command.__name__ for command in COMMANDS} - {"demo", "phantom", "schema", "methods"} == {
+        command.split()[0] for command in told.texts
+    }
 
 
 def test_no_file_holds_a_name_of_a_patient_or_a_place(project: Path, told: Told) -> None:

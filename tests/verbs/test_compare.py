@@ -79,5 +79,5 @@ def test_subjects_are_numbers(tmp_path):
     result = compare([tmp_path / "a.csv", tmp_path / "b.csv"], out=tmp_path)
 
     assert ("2", "3") == result.subjects
-    assert ("b lacks subject 1: left out everywhere",) == result.notes[:1]
+    assert ("b lacks 1 of 3 subjects: left out everywhere",) == result.notes[:1]
     assert not [name for name in (b"DOE", b"ROE", b"ZOE") if name in (tmp_path / "compare.json").read_bytes()]
