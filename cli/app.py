@@ -43,6 +43,7 @@ COMMANDS = (
     results.forgetting,
     results.plot,
     method.run,
+    files.report,
     files.verify,
     files.convert,
     files.schema,

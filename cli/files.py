@@ -1,4 +1,4 @@
-"""The commands on files as they are: inspect, verify, convert, schema, methods."""
+"""The commands on files as they are: inspect, report, verify, convert, schema, methods."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 import mergekit3d
+from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import Force, Layout, Overrides, RecipeFlag, needed, overrides_of
+from .flags import Force, Layout, Out, Overrides, RecipeFlag, needed, overrides_of
 
 
 def inspect(
@@ -45,6 +46,27 @@ def inspect(
     return mergekit3d.inspect(
         checkpoints or [], recipe=recipe, overrides=overrides_of(overrides), layout=layout, values=values, names=names
     )
+
+
+def report(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", show_default=False)] = None,
+    *,
+    out: Out = None,
+    force: Force = False,
+    reporter: Reporter,
+) -> Result:
+    """Write one HTML file on what a run left.
+
+    RUN is the output folder of run, train, fisher, adapt, fuse, finetune, evaluate, compare or forgetting. Nothing is computed anew.
+
+    Examples:
+
+      mergekit3d report demo/ --force
+
+      mergekit3d report out/adapt/ --out adaptation.html
+    """
+    run = needed(run, "report", "the folder of a run", example="report demo/")
+    return mergekit3d.report(run, out=out, force=force, reporter=reporter)
 
 
 def verify(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None) -> Result:

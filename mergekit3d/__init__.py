@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mergekit3d.verbs.plot import plot as plot
     from mergekit3d.verbs.predict import predict as predict
     from mergekit3d.verbs.preprocess import preprocess as preprocess
+    from mergekit3d.verbs.report import report as report
     from mergekit3d.verbs.run import run as run
     from mergekit3d.verbs.schema import schema as schema
     from mergekit3d.verbs.train import train as train
@@ -54,6 +55,7 @@ _HOMES = {
     "plot": "mergekit3d.verbs.plot",
     "predict": "mergekit3d.verbs.predict",
     "preprocess": "mergekit3d.verbs.preprocess",
+    "report": "mergekit3d.verbs.report",
     "run": "mergekit3d.verbs.run",
     "schema": "mergekit3d.verbs.schema",
     "train": "mergekit3d.verbs.train",

@@ -13,7 +13,7 @@ from mergekit3d.datasets.reading import read_subject
 from mergekit3d.options import Options
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.progress import Reporter
-from mergekit3d.report.results import display_name
+from mergekit3d.reporting.results import display_name
 from mergekit3d.summaries import read_metrics_csv
 from mergekit3d.volumes.orientation import spacing_of
 

@@ -1,162 +1,144 @@
-"""From the files that a study's steps left to the plain data of its report."""
+"""From a study's recipe and data to the record that its report is made from, beside the files that its steps leave."""
 
 from __future__ import annotations
 
-import json
-import math
 import platform
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mergekit3d import __version__
 from mergekit3d.checkpoints import open_checkpoint
-from mergekit3d.forgetting_matrix import dice_of_json
-from mergekit3d.metrics import defined_mean
+from mergekit3d.datasets.subject import Subject
+from mergekit3d.errors import InputError
 from mergekit3d.plan.target import Cohort, open_cohort
-from mergekit3d.plots.logs import read_log
-from mergekit3d.report import results as report
+from mergekit3d.recipe.load import LoadedRecipe
+from mergekit3d.recipe.models import SourceModel
+from mergekit3d.recipe.text import recipe_text
+from mergekit3d.reporting.record import ArmRecord, StudyRecord
+from mergekit3d.reporting.results import TRANSFER, Subjects
+from mergekit3d.reporting.words import SEQUENCE
 from mergekit3d.study import Arm, Study
-from mergekit3d.summaries import read_metrics_csv
+from mergekit3d.volumes.nifti import read_grid
+from mergekit3d.volumes.orientation import spacing_of
 
 LIBRARIES = ("torch", "numpy", "nibabel", "monai", "safetensors")
+MOST_GRIDS = 3
 
 
-SEQUENCE = "Of tasks learned one after the other: how much of each do the networks, and the merges of all of them, still know?"
-
-
-def study_results(study: Study) -> report.StudyResults:
-    """All that a study found, read from its output folder; steps that have not run leave their part empty.
+def study_record(study: Study) -> StudyRecord:
+    """What the files of a study will not tell of it.
 
     Args:
-        study: whose steps have been carried out.
+        study: checked.
+
+    Raises:
+        MergeKit3DError: its data cannot be used.
     """
     loaded = study.loaded
-    sources = [source.name for source in loaded.recipe.sources]
-    question = SEQUENCE if loaded.recipe.target is None else report.TRANSFER
-    return report.StudyResults(
+    return StudyRecord(
         title=loaded.name,
-        question=question,
-        arms=[_arm(arm) for arm in study.arms if arm.metrics.exists()],
-        data=_data(study),
-        sources=sources,
-        baselines=[source.name for source in loaded.recipe.baselines],
-        adaptations=[_adaptation(arm) for arm in study.arms if (arm.loaded.out / "adapt" / "ratios.json").exists()],
-        trainings=[
-            _training(name, loaded.out / name / "train" / "log.csv")
-            for name in sources
-            if (loaded.out / name / "train" / "log.csv").exists()
-        ],
-        forgetting=_forgetting(study),
-        pictures=_pictures(study),
-        fusions=_fusions(study),
-        provenance=_provenance(study),
+        question=SEQUENCE if loaded.recipe.target is None else TRANSFER,
+        arms=[ArmRecord(arm.initialisation, _split_name(arm), arm.seed, _inside(arm.loaded.out, loaded.out)) for arm in study.arms],
+        sources=_folders(loaded, loaded.recipe.sources),
+        baselines=_folders(loaded, loaded.recipe.baselines),
+        tasks={source.name: _words(source.target.regions) for source in loaded.recipe.sources if source.target is not None},
+        subjects=_subjects(study),
+        versions=_versions(),
+        inputs=_inputs(loaded),
+        recipe=recipe_text(loaded),
+        machine=_machine(study),
     )
 
 
-def _arm(arm: Arm) -> report.Arm:
-    epochs, dice = _length(arm.log)
-    return report.Arm(
-        name=arm.initialisation,
-        split=_split_name(arm),
-        metrics=read_metrics_csv(arm.metrics),
-        seed=arm.seed,
-        log=arm.log if arm.log.exists() else None,
-        epochs=epochs,
-        validation_dice=dice,
-    )
+def _inside(folder: Path, out: Path) -> str:
+    return folder.relative_to(out).as_posix()
 
 
 def _split_name(arm: Arm) -> str:
-    return arm.size or f"{len(_target_cohort(arm).split.train)} subjects"
+    if arm.size or arm.loaded.recipe.target is None:
+        return arm.size
+    return f"{len(_target_cohort(arm).split.train)} subjects"
 
 
-def _adaptation(arm: Arm) -> report.Adaptation:
-    folder = arm.loaded.out / "adapt"
-    epochs, dice = _length(folder / "log.csv")
-    return report.Adaptation(_split_name(arm), _read(folder / "ratios.json"), arm.seed, folder / "log.csv", epochs, dice)
-
-
-def _training(name: str, log: Path) -> report.Training:
-    return report.Training(name, log, *_length(log))
-
-
-def _length(log: Path) -> tuple[int | None, float | None]:
-    """Epochs of a training, and the validation Dice where the validation loss is best."""
-    if not log.exists():
-        return None, None
-    table = read_log(log)
-    losses, dice = table.get("validation_loss"), table.get("validation_dice")
-    epochs = len(table.epochs)
-    if losses is None or dice is None:
-        return epochs, None
-    best = min(range(epochs), key=lambda index: math.inf if math.isnan(losses[index]) else losses[index])
-    return epochs, float(dice[best])
-
-
-def _forgetting(study: Study) -> report.Forgetting | None:
-    for group in study.groups():
-        path = study.folder_of(group) / "forgetting.json"
-        if path.exists():
-            networks, tasks, dice = dice_of_json(_read(path), path)
-            outputs = {source.name: source.target.regions for source in study.loaded.recipe.sources if source.target is not None}
-            rows = [f"{_words(outputs.get(task))} (S of {task})" for task in tasks]
-            columns = [list(column) for column in zip(*dice, strict=True)]
-            if len(rows) > 1:
-                rows.append("mean of the tasks")
-                columns.append([defined_mean(row) for row in dice])
-            return report.Forgetting(rows, [report.display_name(name) for name in networks], columns)
-    return None
+def _folders(loaded: LoadedRecipe, sources: Sequence[SourceModel]) -> dict[str, str]:
+    """The folder of each source's training; empty where it was trained elsewhere."""
+    return {
+        source.name: "" if source.checkpoint is not None else _inside(loaded.checkpoint_path(source).parent, loaded.out)
+        for source in sources
+    }
 
 
 def _words(outputs: Any) -> str:
     return f"regions {outputs}" if isinstance(outputs, str) else ", ".join(list(outputs or {})[:4])
 
 
-def _pictures(study: Study) -> list[report.Picture]:
-    found = []
-    for group in study.groups():
-        path = study.folder_of(group) / "slices.png"
-        if path.exists():
-            caption = f"A test subject (the median by mean Dice), truth and predictions after fine-tuning, {_split_name(group[0])}"
-            found.append(report.Picture(path.read_bytes(), caption))
+def _subjects(study: Study) -> list[Subjects]:
+    """The subjects of every task, the sources' first."""
+    loaded = study.loaded
+    found = [
+        _of_cohort(source.name, open_cohort(loaded, source.target, key=f"sources.{source.name}.target"))
+        for source in loaded.recipe.sources
+        if source.target is not None
+    ]
+    sizes = {arm.size: arm for arm in reversed(study.arms)} if loaded.recipe.target is not None else {}
+    for size, arm in reversed(sizes.items()):
+        found.append(_of_cohort(f"target, {size}" if size else "target", _target_cohort(arm)))
+    if loaded.recipe.train is not None:
+        found.append(_of_cohort(loaded.name, open_cohort(loaded, loaded.recipe.target)))
     return found
 
 
-def _fusions(study: Study) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
-    for arm in study.arms:
-        path = arm.loaded.merge_path.with_name(f"{arm.loaded.merge_path.stem}.report.json")
-        if path.exists():
-            found.setdefault(report.display_name(arm.initialisation), _read(path))
-    return found
+def _of_cohort(name: str, cohort: Cohort) -> Subjects:
+    split, task = cohort.split, cohort.task
+    used = [subject for part in ("train", "validation", "test") for subject in cohort.subjects(part)]
+    spacing = "" if task.spacing_mm is None else f"resampled to {_edges(task.spacing_mm)} mm, "
+    return Subjects(
+        name,
+        list(task.modalities),
+        list(task.outputs),
+        len(split.train),
+        len(split.validation),
+        len(split.test),
+        _grids(used),
+        f"layout {cohort.dataset.layout}, {spacing}{task.normalisation}",
+    )
 
 
-def _data(study: Study) -> str:
-    """What was trained and tested on, in a sentence a task."""
-    sentences = []
-    for source in study.loaded.recipe.sources:
-        if source.target is not None:
-            cohort = open_cohort(study.loaded, source.target)
-            sentences.append(
-                f"{source.name}: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {len(cohort.task.outputs)} regions."
-            )
-    if study.arms and study.loaded.recipe.target is not None:
-        cohort = _target_cohort(study.arms[0])
-        sentences.append(f"Target: {_sizes(cohort)}, {' + '.join(cohort.task.modalities)} to {', '.join(cohort.task.outputs)}.")
-    return " ".join(sentences)
+def _grids(subjects: Sequence[Subject]) -> list[str]:
+    """Voxels and voxel size of the subjects' first images, from the headers; the most frequent ones."""
+    counts: Counter[str] = Counter()
+    for subject in subjects:
+        try:
+            grid = read_grid(next(iter(subject.images.values()))).canonical()
+        except InputError:
+            continue  # the step that needs the image tells what is wrong with it
+        counts[f"{_edges(grid.shape)} voxels of {_edges(spacing_of(grid.affine))} mm"] += 1
+    shown = [f"{grid} ({count})" if len(counts) > 1 else grid for grid, count in counts.most_common(MOST_GRIDS)]
+    return [*shown, f"{len(counts) - MOST_GRIDS} more"] if len(counts) > MOST_GRIDS else shown
 
 
-def _sizes(cohort: Cohort) -> str:
-    split = cohort.split
-    return f"{len(split.train)} training, {len(split.validation)} validation and {len(split.test)} test subjects"
+def _edges(edges: Sequence[float]) -> str:
+    return " × ".join(f"{edge:.3g}" if isinstance(edge, float) else str(edge) for edge in edges)
 
 
 def _target_cohort(arm: Arm) -> Cohort:
     return open_cohort(arm.loaded, arm.loaded.recipe.target)
 
 
-def _provenance(study: Study) -> report.Provenance:
+def _inputs(loaded: LoadedRecipe) -> dict[str, str]:
+    """Digests of the checkpoints that were trained elsewhere."""
+    inputs = {}
+    for source in (*loaded.recipe.sources, *loaded.recipe.baselines):
+        if source.checkpoint is not None:
+            opened = open_checkpoint(loaded.checkpoint_path(source), verify=False)
+            seal = None if opened.metadata is None else opened.metadata.seal
+            inputs[f"checkpoint {source.name}"] = opened.digest if seal is None else seal["tensors"]
+    return inputs
+
+
+def _versions() -> Mapping[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"mergekit3d": __version__, "python": platform.python_version()}
@@ -165,16 +147,7 @@ def _provenance(study: Study) -> report.Provenance:
             versions[library] = version(library)
         except PackageNotFoundError:
             continue
-    checkpoints = {source.name: study.loaded.checkpoint_path(source) for source in study.loaded.recipe.sources}
-    checkpoints |= {f"{arm.initialisation} {arm.size} seed {arm.seed}".replace("  ", " "): arm.checkpoint for arm in study.arms}
-    digests = {name: open_checkpoint(path, verify=False).digest for name, path in checkpoints.items() if path.exists()}
-    return report.Provenance(
-        versions=versions,
-        digests=digests,
-        seeds=sorted({arm.seed for arm in study.arms}),
-        recipe=study.loaded.path.read_text(encoding="utf-8"),
-        machine=_machine(study),
-    )
+    return versions
 
 
 def _machine(study: Study) -> str:
@@ -186,7 +159,3 @@ def _machine(study: Study) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

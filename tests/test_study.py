@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.recipe import load_recipe
+from mergekit3d.recipe.text import recipe_text
 from mergekit3d.steps import subjects_identity
+from mergekit3d.verbs.report import report
 from mergekit3d.verbs.run import run
 
 RECIPE = """
@@ -68,11 +71,30 @@ def test_run_writes_every_result(ran: Path) -> None:
 
 
 def test_report_tells_no_folder(ran: Path) -> None:
-    """The report carries no absolute path and no name of a subject."""
-    text = (ran / "small/report.html").read_text()
+    """The report, and the record that it is made from, carry no absolute path and no name of a subject."""
+    text = "".join((ran / "small" / name).read_text() for name in ("report.html", "study.json", "timm/adapt/recipe.yaml"))
 
     assert str(ran) not in text
     assert "Brats18_X" not in text
+    assert not re.search(r"(?<![\w.])10000\d(?!\w)", text)
+
+
+def test_report_of_the_folder_is_that_of_the_run(ran: Path) -> None:
+    """`report RUN` needs neither recipe nor data, and gives the same page to the byte; grids and sizes of the splits are in it."""
+    page = report(ran / "small", out=ran / "again.html").out.read_text()
+
+    assert (ran / "small/report.html").read_text() == page
+    assert "18 × 20 × 17 voxels of 2 × 2 × 2 mm" in page
+
+
+def test_report_shows_the_recipe_as_it_was_carried_out(ran: Path) -> None:
+    """What ``--set`` changed stands in it; otherwise the text of the file, comments and all."""
+    unchanged = recipe_text(load_recipe(ran / "small.yaml"))
+    changed = recipe_text(load_recipe(ran / "small.yaml", overrides=["finetune.epochs=7", f"data.hcp={ran}/hcp"]))
+
+    assert RECIPE == unchanged
+    assert "epochs: 7" in changed
+    assert str(ran) not in changed
 
 
 def test_second_run_does_nothing(ran: Path) -> None:

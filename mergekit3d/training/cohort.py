@@ -20,6 +20,7 @@ from mergekit3d.plots.logs import read_log
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import TrainingModel
+from mergekit3d.recipe.text import RECIPE_NAME, write_recipe
 from mergekit3d.storage.seal import json_digest
 from mergekit3d.training.batches import open_store, training_data, workers_of
 from mergekit3d.training.objective import SUPERVISED, Objective
@@ -207,11 +208,12 @@ def fit_stage(
     options: Options,
     reporter: Reporter,
 ) -> FitResult:
-    """Run the loop on a stage's cohort, with its log, split and picture in the stage's folder."""
+    """Run the loop on a stage's cohort, with its log, split, recipe and picture in the stage's folder."""
     from mergekit3d.training.loop import fit
 
     group.agree(lambda: check_stage(stage))
     group.share(lambda: write_split(stage.out / "split.json", stage.cohort.split))
+    group.share(lambda: write_recipe(stage.loaded, stage.out / RECIPE_NAME))
     # Labels of the training subjects are not looked at where only their entropy counts; they may not be there.
     parts = ("train", "validation") if stage.objective.supervised else ("validation",)
     store = open_store(stage.cohort, parts, reporter, folder=stage.loaded.prepared)

@@ -72,22 +72,25 @@ def run(
 def run_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> RunResult:
     """Carry out a recipe that is loaded already; see `run`."""
     from mergekit3d.plan.whole import check_whole
+    from mergekit3d.reporting.record import write_record
     from mergekit3d.steps import carry_out
     from mergekit3d.study import Study
+    from mergekit3d.study_results import study_record
 
     study = Study(loaded, options, reporter)
     check_whole(loaded)
     study.check()
     with output_lock(loaded.out):
+        write_record(loaded.out, study_record(study))
         outcomes = carry_out(list(study.steps()), loaded.out, force=options.force, tell=reporter.info)
         forgetting = [study.folder_of(group) / "forgetting.json" for group in study.groups()]
         if not any(path.exists() for path in (*forgetting, *(arm.metrics for arm in study.arms))):
             return RunResult(loaded.out, tuple(outcomes), None, [])
-        from mergekit3d.report.report import write_report
-        from mergekit3d.report.tables import print_tables
-        from mergekit3d.study_results import study_results
+        from mergekit3d.reporting.collect import collect
+        from mergekit3d.reporting.report import REPORT_NAME, write_report
+        from mergekit3d.reporting.tables import print_tables
 
-        results, report = study_results(study), loaded.out / "report.html"
+        results, report = collect(loaded.out), loaded.out / REPORT_NAME
         if any(outcome.done for outcome in outcomes) or not report.exists():
             write_report(results, report)
     return RunResult(loaded.out, tuple(outcomes), report, list(print_tables(results)))

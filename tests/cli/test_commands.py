@@ -12,7 +12,7 @@ from mergekit3d.options import Options
 EVERY_COMMAND = (
     "demo", "phantom", "inspect", "preprocess", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare",
     "forgetting",
-    "plot", "run", "verify", "convert", "schema", "methods",
+    "plot", "run", "report", "verify", "convert", "schema", "methods",
 )  # fmt: skip
 
 
@@ -53,6 +53,7 @@ EVALUATE_NEEDS = (
         (["compare", "a.csv"], "compare needs two files or more; for example: mergekit3d compare timm/metrics.csv imm/metrics.csv"),
         (["plot"], "plot needs a file; for example: mergekit3d plot out/adapt/ratios.json"),
         (["inspect"], "inspect needs checkpoints or a recipe; for example: mergekit3d inspect m1.pt m2.pt"),
+        (["report"], "report needs the folder of a run; for example: mergekit3d report demo/"),
         (["verify"], "verify needs a file; for example: mergekit3d verify fused.safetensors"),
         (["convert"], "convert needs a checkpoint; for example: mergekit3d convert m1.pth m1.safetensors"),
         (["convert", "m1.pth"], "convert needs an output; for example: mergekit3d convert m1.pth m1.safetensors"),
@@ -346,6 +347,15 @@ def test_plot(mergekit, fake):
     assert 0 == mergekit("plot", "a.nii", "b.nii", "--image", "i.nii", "--truth", "t.nii", "--regions", "brats", "--names", "A,B").exit_code
     assert ([Path("a.nii"), Path("b.nii")],) == seen["arguments"]
     assert (Path("i.nii"), Path("t.nii"), "brats", ("A", "B")) == tuple(seen[key] for key in ("image", "truth", "regions", "names"))
+
+
+def test_report(mergekit, fake):
+    """A run's folder, where the page goes, and whether it may be replaced."""
+    seen = fake("report")
+
+    assert 0 == mergekit("report", "demo", "--out", "page.html", "--force").exit_code
+    assert ((Path("demo"),), Path("page.html"), True) == (seen["arguments"], seen["out"], seen["force"])
+    assert "Did you mean 'report'" in mergekit("reprot", "demo").stderr
 
 
 def test_verify(mergekit, fake):

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.comparison import p_words
-from mergekit3d.metrics import defined_mean
-from mergekit3d.report.evidence import arm_dice, paired
-from mergekit3d.report.results import StudyResults, display_name, listed
+from mergekit3d.merging.partitions import layer_of
+from mergekit3d.metrics import defined_mean, means_by_region
+from mergekit3d.reporting.evidence import arm_dice, differences
+from mergekit3d.reporting.results import Evaluation, StudyResults, display_name, listed
+from mergekit3d.summaries import dice_intervals
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     from mergekit3d.forgetting_matrix import Forgetting
 
 MISSING = "–"
+MOST_OUTPUTS = 5
+FUSION_NOTE = (
+    "share: how much a source weighs after its Fisher information, the mean of its part over the weights; distance: of the result from "
+    "a source, relative to the length of that source's weights; both of fused tensors alone"
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,8 @@ def dice_table(results: StudyResults) -> Table | None:
         rows.append((split, _mark_best(cells, [arm.mean for arm in dice])))
     spread = f"; ±: standard deviation over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
     note = f"below each mean, its 95 % bootstrap interval over the test subjects{spread}"
-    caption = f"Mean test Dice of {listed(results.regions)} after fine-tuning from each initialisation"
+    from_each = " from each initialisation" if len(results.names) > 1 else ""
+    caption = f"Mean test Dice of {listed(results.regions)} after fine-tuning{from_each}"
     return Table(caption, "target", _headings(results), tuple(rows), note)
 
 
@@ -88,13 +96,73 @@ def region_tables(results: StudyResults) -> list[Table]:
     return tables if results.regions else []
 
 
+def subjects_table(results: StudyResults) -> Table | None:
+    """What was trained and tested on, a row a task; subjects by number."""
+    if not results.subjects:
+        return None
+    rows = []
+    for task in results.subjects:
+        grids = "\n".join(filter(None, [*task.grids, task.remark])) or MISSING
+        cells = (
+            Cell(", ".join(task.modalities) or MISSING),
+            Cell(_outputs(task.outputs), f"{len(task.outputs)} in all" if len(task.outputs) > MOST_OUTPUTS else ""),
+            Cell(str(task.train)),
+            Cell(str(task.validation)),
+            Cell(str(task.test)),
+            Cell(grids),
+        )
+        rows.append((task.name, cells))
+    columns = ("modalities", "regions", "training", "validation", "test", "grid of the images")
+    return Table("Subjects of every task, by their number", "task", columns, tuple(rows))
+
+
+def evaluation_tables(results: StudyResults) -> list[Table]:
+    """What `evaluate` measured, a row a region, then their mean."""
+    return [_evaluation_table(evaluation) for evaluation in results.evaluations]
+
+
+def _evaluation_table(evaluation: Evaluation) -> Table:
+    intervals, means = dice_intervals(evaluation.metrics), means_by_region(evaluation.metrics)
+    summary = evaluation.summary or {}
+    more = summary.get("mean") if isinstance(summary.get("mean"), dict) else {}
+    rows = []
+    for region, mean in means.items():
+        of_region = dict((more or {}).get(region) or {})
+        volumes = [of_region.get(key) for key in ("volume_pred_ml", "volume_ref_ml")]
+        cells = (
+            Cell(_number(mean.dice), _interval(tuple(intervals["mean"].get(region, (math.nan, math.nan))), None)),
+            Cell(MISSING if math.isnan(mean.hd95) else f"{mean.hd95:.1f} mm"),
+            Cell(_number(of_region.get("NSD"))),
+            Cell(MISSING if None in volumes else f"{volumes[0]:.1f} ml", "" if None in volumes else f"truth {volumes[1]:.1f} ml"),
+            Cell(str(mean.subjects)),
+        )
+        rows.append((region, cells))
+    overall = defined_mean(mean.dice for mean in means.values())
+    subjects = len({row.subject for row in evaluation.metrics})
+    empty = Cell("")
+    rows.append(
+        ("mean", (Cell(_number(overall), _interval(tuple(intervals["foreground_mean"]), None)), empty, empty, empty, Cell(str(subjects))))
+    )
+    caption = "Agreement with the truth, by region" + (f": {evaluation.name}" if evaluation.name else "")
+    columns = ("Dice", "HD95", "surface Dice", "volume", "subjects")
+    return Table(caption, "region", columns, tuple(rows), "below each mean Dice, its 95 % bootstrap interval over the subjects")
+
+
+def fisher_table(results: StudyResults) -> Table:
+    """Trace, its standard error and subjects of every Fisher diagonal."""
+    rows = []
+    for name, fisher in results.fishers.items():
+        error = "" if fisher.standard_error is None or not fisher.trace else f"± {100 * fisher.standard_error / fisher.trace:.2g} %"
+        subjects = MISSING if fisher.subjects is None else str(fisher.subjects)
+        rows.append((name, (Cell(f"{fisher.trace:.4g}", error), Cell(subjects), Cell(fisher.method or MISSING))))
+    note = "below each trace, one standard error from the spread over the subjects"
+    return Table("Fisher diagonals", "network", ("trace", "subjects", "labels"), tuple(rows), note)
+
+
 def comparison_tables(results: StudyResults) -> list[Table]:
-    """T-IMM (or the best) against every other initialisation, subject by subject, a table a size."""
+    """The first (T-IMM, or the best) against every other, subject by subject, a table a comparison."""
     tables = []
-    for split in results.splits:
-        found = paired(results, split)
-        if found is None:
-            continue
+    for name, found in differences(results):
         rows = []
         for comparison in found.of_mean():
             low, high = comparison.interval_95
@@ -105,10 +173,10 @@ def comparison_tables(results: StudyResults) -> list[Table]:
                 Cell(_p(comparison.p_holm)),
             )
             rows.append((comparison.other, cells))
-        caption = f"{found.first} minus each other initialisation: Dice difference of the same test subjects"
+        caption = f"{found.first} minus each other: Dice difference of the same test subjects"
         columns = ("mean difference", f"{found.first} better", "Wilcoxon p", "p after Holm")
         note = "; ".join(("below the mean difference, its 95 % bootstrap interval", *found.notes))
-        tables.append(Table(f"{split}: {caption}" if len(results.splits) > 1 else caption, "other", columns, tuple(rows), note))
+        tables.append(Table(f"{name}: {caption}" if name else caption, "other", columns, tuple(rows), note))
     return tables
 
 
@@ -135,7 +203,10 @@ def trainings_table(results: StudyResults) -> Table | None:
     if not trainings:
         return None
     rows = tuple((training.name, (Cell(str(training.epochs)), Cell(_number(training.validation_dice)))) for training in trainings)
-    return Table("Training of the sources, each on its own task", "source", ("epochs", "validation Dice"), rows)
+    own = all(training.name in (*results.sources, *results.baselines) for training in trainings)
+    caption, corner = ("Training of the sources, each on its own task", "source") if own else ("Length of each training", "training")
+    note = "validation Dice: mean over the regions at the epoch of the best validation loss"
+    return Table(caption, corner, ("epochs", "validation Dice"), rows, note)
 
 
 def forgetting_table(results: StudyResults) -> Table | None:
@@ -178,10 +249,41 @@ def tensors_table(fusion: Mapping[str, Any]) -> tuple[dict[str, int], Table]:
         outcome = str(tensor.get("outcome", ""))
         counts[outcome] = counts.get(outcome, 0) + 1
         shape = " × ".join(map(str, tensor.get("shape", ())))
-        ratios = ", ".join(f"{source} {_ratio(ratio)}" for source, ratio in tensor.get("ratios", {}).items())
+        ratios = _by_source(tensor.get("ratios"), _ratio)
         remark = str(tensor.get("detail") or tensor.get("origin") or "")
-        rows.append((str(tensor.get("name", "")), (Cell(outcome), Cell(shape), Cell(ratios), Cell(remark))))
-    return counts, Table("Every tensor of the fused checkpoint", "tensor", ("outcome", "shape", "mixing ratios", "remark"), tuple(rows))
+        cells = (
+            Cell(f"{outcome}, {partition}" if (partition := tensor.get("partition")) else outcome),
+            Cell(shape),
+            Cell(ratios),
+            Cell(_by_source(tensor.get("share"), _percent)),
+            Cell(_by_source(tensor.get("distance"), _percent)),
+            Cell(remark),
+        )
+        rows.append((str(tensor.get("name", "")), cells))
+    columns = ("outcome", "shape", "mixing ratio", "share", "distance", "remark")
+    return counts, Table("Every tensor of the fused checkpoint", "tensor", columns, tuple(rows), FUSION_NOTE)
+
+
+def layers_table(fusion: Mapping[str, Any]) -> Table | None:
+    """What became of every layer: its tensors by outcome, how much each source weighs, how far the result is from each."""
+    sources = [str(source) for source in fusion.get("sources", ())]
+    figures = fusion.get("per_layer") or {}
+    outcomes: dict[str, dict[str, int]] = {}
+    for tensor in fusion.get("tensors", ()):
+        of_layer, outcome = outcomes.setdefault(layer_of(str(tensor.get("name", ""))), {}), str(tensor.get("outcome", ""))
+        of_layer[outcome] = of_layer.get(outcome, 0) + 1
+    if not sources or not figures:
+        return None
+    rows = []
+    for layer, counts in outcomes.items():
+        of_figures = figures.get(layer, {})
+        share, distance = dict(of_figures.get("share") or {}), dict(of_figures.get("distance") or {})
+        cells = [Cell(", ".join(f"{count} {outcome}" for outcome, count in counts.items()))]
+        cells += [Cell(_percent(share.get(source)), share=share.get(source)) for source in sources]
+        cells += [Cell(_percent(distance.get(source))) for source in sources]
+        rows.append((layer, tuple(cells)))
+    columns = ("tensors", *(f"share of {source}" for source in sources), *(f"distance from {source}" for source in sources))
+    return Table("Layer by layer", "layer", columns, tuple(rows), FUSION_NOTE)
 
 
 def print_tables(results: StudyResults) -> list[RenderableType]:
@@ -241,6 +343,18 @@ def _length(runs: Sequence[Any]) -> Cell:
     epochs = defined_mean(math.nan if run.epochs is None else float(run.epochs) for run in runs)
     dice = defined_mean(math.nan if run.validation_dice is None else run.validation_dice for run in runs)
     return Cell(MISSING if math.isnan(epochs) else f"{epochs:.0f}", "" if math.isnan(dice) else _number(dice))
+
+
+def _outputs(outputs: Sequence[str]) -> str:
+    return ", ".join(outputs[:MOST_OUTPUTS]) + (", …" if len(outputs) > MOST_OUTPUTS else "") or MISSING
+
+
+def _percent(value: Any) -> str:
+    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else MISSING
+
+
+def _by_source(values: Any, written: Callable[[Any], str]) -> str:
+    return ", ".join(f"{source} {written(value)}" for source, value in values.items()) if isinstance(values, dict) else ""
 
 
 def _ratio(ratio: Any) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from mergekit3d.comparison import CompareResult, Comparison, p_words
 from mergekit3d.paired import FEWEST_PAIRS
-from mergekit3d.report.evidence import pair, paper_order, ranking, seeds_ahead
-from mergekit3d.report.results import StudyResults, display_name, listed
+from mergekit3d.reporting.evidence import pair, paper_order, ranking, seeds_ahead
+from mergekit3d.reporting.results import StudyResults, display_name, listed
 
 TIED = 0.0005
 """Means closer than this print alike."""

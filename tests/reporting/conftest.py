@@ -3,7 +3,19 @@ from __future__ import annotations
 import pytest
 
 from mergekit3d.metrics import SubjectMetrics
-from mergekit3d.report.results import Adaptation, Arm, Forgetting, Picture, Provenance, StudyResults, Training
+from mergekit3d.plots.fisher import Information
+from mergekit3d.reporting.results import (
+    Adaptation,
+    Arm,
+    Evaluation,
+    Fisher,
+    Forgetting,
+    Picture,
+    Provenance,
+    StudyResults,
+    Subjects,
+    Training,
+)
 
 REGIONS = ("ET", "WT")
 DICE = {"none": 0.40, "m1": 0.52, "m2": 0.50, "imm": 0.60, "timm": 0.70}
@@ -47,5 +59,17 @@ def everything(tmp_path_factory):
         forgetting=Forgetting([evil], ["m1", "imm"], [[0.89, None]]),
         pictures=[Picture(b"\x89PNG", evil)],
         fusions={evil: fusion},
-        provenance=Provenance({evil: "1"}, {"m1": "ab" * 32}, (0,), f"data: /home/CANARY/brats # {evil}\n", evil, 290.0, {evil: evil}),
+        subjects=[Subjects(evil, [evil], [evil] * 7, 4, 2, 8, [evil], evil)],
+        evaluations=[Evaluation(evil, metrics(0.5), {"mean": {"ET": {"NSD": 0.8, "volume_pred_ml": 3.0, "volume_ref_ml": 4.0}}})],
+        fishers={evil: Fisher({f"encoder.0{evil}": Information(3.0, 10, 0.5), "decoder.0": Information(1.0, 5)}, 6, 4.0, 0.5, evil)},
+        provenance=Provenance(
+            versions={evil: "1"},
+            inputs={evil: "cd" * 32},
+            digests={"m1": "ab" * 32},
+            seeds=(0,),
+            recipe=f"data: /home/CANARY/brats # {evil}\n",
+            machine=evil,
+            seconds=290.0,
+            facts={evil: evil},
+        ),
     )

@@ -7,11 +7,14 @@ from html.parser import HTMLParser
 import pytest
 
 from mergekit3d.errors import InputError
-from mergekit3d.report.report import report_html, without_folders, write_report
-from mergekit3d.report.results import Arm, StudyResults
+from mergekit3d.recipe.text import without_folders
+from mergekit3d.reporting.report import report_html, write_report
+from mergekit3d.reporting.results import Arm, StudyResults
 
-VOID = {"meta", "img", "path", "use", "br", "rect", "circle"}
-SECTIONS = ["dice", "slices", "regions", "differences", "ratios", "forgetting", "training", "tensors", "provenance"]
+VOID = {"meta", "img", "input", "path", "use", "br", "rect", "circle"}
+SECTIONS = [
+    "data", "evaluation", "dice", "slices", "regions", "differences", "ratios", "fisher", "forgetting", "training", "tensors", "provenance",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -43,6 +46,10 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+def sections_in_order(page):
+    return [value for tag, name, value in page.attributes if (tag, name) == ("section", "id")]
+
+
 @pytest.fixture(scope="module")
 def text(everything):
     return report_html(everything)
@@ -52,6 +59,7 @@ def test_report_is_one_safe_and_whole_page(text):
     """Every section; nothing fetched, no script, hostile names as text, every id once, no path."""
     page = Page(text)
     assert [section for section in SECTIONS if section in page.ids] == SECTIONS
+    assert [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")][1:] == list(sections_in_order(page))
     assert "script" not in page.tags
     assert "link" not in page.tags
     fetched = [value for _, name, value in page.attributes if name in ("src", "href", "xlink:href", "action", "data")]
@@ -77,10 +85,12 @@ def test_report_speaks_to_those_who_cannot_see_it(text):
 
 
 def test_report_has_two_themes_and_a_print_form(text):
-    """The style sheet answers both media queries, and charts take their colours from it."""
-    assert "@media (prefers-color-scheme: dark)" in text
+    """Every colour has two values, switched by the system or by hand without a script; charts take their colours from there."""
+    assert "color-scheme: light dark" in text
+    assert ":root:has(#theme-dark:checked) { color-scheme: dark; }" in text
     assert "@media print" in text
     assert "fill: var(--series-1)" in text
+    assert not re.search(r"var\(--[\w-]+\)[^;]*#[0-9a-f]{6}", text)
     used = set(re.findall(r"var\((--[\w-]+)", text))
     assert used - {"--share"} <= set(re.findall(r"(--[\w-]+):", text))
 

@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergekit3d.metrics import defined_mean
 from mergekit3d.plots import style
 from mergekit3d.plots.curves import curves_figure
 from mergekit3d.plots.dice import DiceSample, dice_figure
 from mergekit3d.plots.differences import differences_figure
+from mergekit3d.plots.fisher import fisher_figure
 from mergekit3d.plots.logs import TrainingLog, read_log
+from mergekit3d.plots.path import path_figure
 from mergekit3d.plots.ratios import ratios_figure
-from mergekit3d.report.evidence import arm_dice, paired
-from mergekit3d.report.results import Adaptation, StudyResults, display_name, listed
+from mergekit3d.reporting.evidence import arm_dice, differences
+from mergekit3d.reporting.results import Adaptation, StudyResults, display_name, listed
+from mergekit3d.summaries import dice_intervals
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,26 +104,59 @@ def dice_chart(results: StudyResults) -> Chart | None:
     return Chart(themed_svg(dice_figure(samples), f"Dots of test Dice by initialisation. Means: {means}", "dice"), caption)
 
 
-def difference_charts(results: StudyResults) -> list[Chart]:
-    """Figure 4, one a size."""
+def evaluation_charts(results: StudyResults) -> list[Chart]:
+    """Dice of every region in what `evaluate` measured, a dot a subject."""
     charts = []
-    for index, split in enumerate(results.splits):
-        found = paired(results, split)
-        if found is None:
-            continue
+    for index, evaluation in enumerate(results.evaluations):
+        intervals = dice_intervals(evaluation.metrics)["mean"]
+        by_region: dict[str, list[float]] = {}
+        for row in evaluation.metrics:
+            if not math.isnan(row.dice):
+                by_region.setdefault(row.region, []).append(row.dice)
+        samples = {
+            region: DiceSample(values, defined_mean(values), tuple(intervals.get(region, (math.nan, math.nan))))
+            for region, values in by_region.items()
+        }
+        means = ", ".join(f"{region} {sample.mean:.3f}" for region, sample in samples.items())
+        caption = "Each subject's Dice, by region. Diamond: the mean; line: its 95 % bootstrap interval over the subjects."
+        figure = dice_figure({"": samples}) if samples else None
+        charts.append(
+            Chart("<p>No region is defined in any subject.</p>", caption)
+            if figure is None
+            else Chart(themed_svg(figure, f"Dots of Dice by region. Means: {means}", f"evaluation{index}"), caption)
+        )
+    return charts
+
+
+def difference_charts(results: StudyResults) -> list[Chart]:
+    """Figure 4, one a comparison."""
+    charts = []
+    for index, (name, found) in enumerate(differences(results)):
         words = "; ".join(
             f"against {comparison.other} {comparison.mean_difference:+.3f} on average, better on {comparison.wins} of "
             f"{len(comparison.differences)} subjects"
             for comparison in found.of_mean()
         )
         caption = (
-            f"{_prefix(results, split)}Dice of {found.first} minus that of each other initialisation, a bar a test subject, sorted by "
+            f"{f'{name}. ' if name else ''}Dice of {found.first} minus that of each other, a bar a test subject, sorted by "
             f"the Dice of {found.first} (the paper's Figure 4). Dashed: the mean difference."
         )
         charts.append(
             Chart(themed_svg(differences_figure(found), f"Dice differences of {found.first}: {words}", f"differences{index}"), caption)
         )
     return charts
+
+
+def fisher_chart(results: StudyResults) -> Chart:
+    """The information of every layer, networks side by side."""
+    alone = len(results.fishers) == 1
+    left = "how it is spread over the layers" if alone else "whose it is, each network's taken as a whole of 1"
+    caption = (
+        f"Fisher information by layer, in the network's order. Left: {left}. Right: the mean of a parameter; line: one standard error "
+        "over the subjects."
+    )
+    figure = fisher_figure({name: fisher.layers for name, fisher in results.fishers.items()})
+    return Chart(themed_svg(figure, f"Fisher information by layer of {listed(list(results.fishers))}.", "fisher"), caption)
 
 
 def ratio_charts(results: StudyResults) -> list[Chart]:
@@ -134,7 +171,24 @@ def ratio_charts(results: StudyResults) -> list[Chart]:
             "network's order; dashed: equal shares."
         )
         charts.append(Chart(themed_svg(ratios_figure(adaptation.ratios), ratio_words(adaptation.ratios), f"ratios{index}"), caption))
+        charts += _path_charts(results, adaptation, sources, index)
     return charts
+
+
+def _path_charts(results: StudyResults, adaptation: Adaptation, sources: Sequence[str], index: int) -> list[Chart]:
+    """How the ratios moved; nothing where the log does not tell it."""
+    log = None if adaptation.log is None else read_log(adaptation.log)
+    if log is None or not all(log.ratios(source) for source in sources):
+        return []
+    caption = (
+        f"{_run(results, adaptation)}The path there: the ratios of every layer over the epochs of the adaptation, from the first layer "
+        f"to the last, stacked; dashed: equal shares. The ratios of the epoch with the best validation loss were kept."
+    )
+    return [
+        Chart(
+            themed_svg(path_figure(log, sources), f"Path of the mixing ratios. {ratio_words(adaptation.ratios)}", f"path{index}"), caption
+        )
+    ]
 
 
 def ratio_words(ratios: Any) -> str:
@@ -151,7 +205,8 @@ def curve_charts(results: StudyResults) -> list[Chart]:
     charts: list[Chart] = []
     trainings = {training.name: read_log(training.log) for training in results.trainings if training.log is not None}
     for name, log in trainings.items():
-        charts.append(_curves({name: log}, f"Training of {name} on its own task.", f"training{len(charts)}"))
+        caption = f"Training of {name} on its own task." if name in (*results.sources, *results.baselines) else f"Curves of the {name}."
+        charts.append(_curves({name: log}, caption, f"training{len(charts)}"))
     for index, adaptation in enumerate(_first_adaptations(results)):
         if adaptation.log is not None:
             sources = [str(source) for source in adaptation.ratios.get("sources", ())]
@@ -160,7 +215,9 @@ def curve_charts(results: StudyResults) -> list[Chart]:
     seed = results.seeds[0] if results.seeds else 0
     for index, split in enumerate(results.splits):
         logs = {display_name(arm.name): read_log(arm.log) for arm in results.arms if arm.split == split and arm.seed == seed and arm.log}
-        if logs:
+        if logs and len(results.arms) == 1:
+            charts.append(_curves(logs, "Fine-tuning.", f"finetuning{index}"))
+        elif logs:
             of_seed = f" (seed {seed})" if len(results.seeds) > 1 else ""
             charts.append(_curves(logs, f"{_prefix(results, split)}Fine-tuning from each initialisation{of_seed}.", f"finetuning{index}"))
     return charts

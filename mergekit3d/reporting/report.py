@@ -8,31 +8,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d import __version__
-from mergekit3d.metrics import CONVENTIONS, HD95_DEFINITION, check_convention
-from mergekit3d.report import charts, tables
-from mergekit3d.report.answer import answer
-from mergekit3d.report.results import StudyResults
+from mergekit3d.metrics import CONVENTIONS, HD95_DEFINITION, NSD_DEFINITION, check_convention
+from mergekit3d.recipe.text import without_folders
+from mergekit3d.reporting import charts, tables
+from mergekit3d.reporting.answer import answer
+from mergekit3d.reporting.results import StudyResults
+from mergekit3d.reporting.singles import single_answer
 from mergekit3d.storage.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-ABSOLUTE_PATH = re.compile(r"(?<![\w./\\])(?:~[\w.-]*|[A-Za-z]:)?[/\\](?:[^,\]}\n\"'#]|(?<! )#)*")
-"""From a slash (after ~ or a drive) that no relative path precedes to the end of a YAML value, which may hold spaces."""
+REPORT_NAME = "report.html"
 
 
-def write_report(results: StudyResults, out: Path) -> None:
-    """Write the report of a study, one self-contained HTML file.
+def write_report(results: StudyResults, out: Path) -> tuple[str, ...]:
+    """Write the report of a run, one self-contained HTML file.
 
     Args:
         results: what was found; parts that are missing are left out.
         out: the file.
 
+    Returns:
+        Names of the sections that it has.
+
     Raises:
         InputError: a log.csv among the results cannot be read.
         OutputError: the file system refused.
     """
-    write_text(out, report_html(results))
+    page = report_html(results)
+    write_text(out, page)
+    return tuple(re.findall(r'<section id="([\w-]+)"', page))
 
 
 def report_html(results: StudyResults) -> str:
@@ -41,42 +47,43 @@ def report_html(results: StudyResults) -> str:
 
 
 def _content(results: StudyResults) -> dict[str, Any]:
-    fusions = [(name, *tables.tensors_table(fusion)) for name, fusion in results.fusions.items()]
+    fusions = [(name, *tables.tensors_table(fusion), tables.layers_table(fusion)) for name, fusion in results.fusions.items()]
+    convention = check_convention(results.convention)
     return {
         "results": results,
-        "answer": answer(results),
+        "answer": answer(results) or single_answer(results),
         "recipe": without_folders(results.provenance.recipe),
         "facts": _facts(results),
+        "subjects": tables.subjects_table(results),
         "dice": tables.dice_table(results),
         "dice_chart": charts.dice_chart(results),
+        "evaluations": list(zip(tables.evaluation_tables(results), charts.evaluation_charts(results), strict=True)),
         "pictures": charts.picture_charts(results),
         "regions": tables.region_tables(results),
         "differences": list(zip(charts.difference_charts(results), tables.comparison_tables(results), strict=True)),
         "ratios": charts.ratio_charts(results),
         "lengths": [table for table in (tables.lengths_table(results), tables.trainings_table(results)) if table is not None],
         "curves": charts.curve_charts(results),
+        "fishers": (charts.fisher_chart(results), tables.fisher_table(results)) if results.fishers else None,
         "forgetting": tables.forgetting_table(results),
         "fusions": fusions,
-        "convention": (results.convention, CONVENTIONS[check_convention(results.convention)]),
+        "convention": (convention, CONVENTIONS[convention]),
         "hd95": HD95_DEFINITION,
+        "nsd": NSD_DEFINITION,
         "version": __version__,
     }
 
 
-def without_folders(text: str) -> str:
-    """A recipe's text with every absolute path as "…": they can name patients, and tell nobody else anything."""
-    return ABSOLUTE_PATH.sub("…", text)
-
-
 def _facts(results: StudyResults) -> list[tuple[str, str]]:
     """The study in a few numbers, for the head of the page."""
-    subjects = {row.subject for arm in results.arms for row in arm.metrics}
+    rows = [row for arm in results.arms for row in arm.metrics] + [row for one in results.evaluations for row in one.metrics]
     candidates = (
-        (len(results.names), "initialisation"),
-        (len(results.splits), "target size"),
-        (len(subjects), "test subject"),
-        (len(results.regions), "region"),
-        (len(results.seeds), "seed"),
+        (len(results.names) if len(results.arms) > 1 else 0, "initialisation"),
+        (len(results.splits) if len(results.arms) > 1 else 0, "target size"),
+        (len({row.subject for row in rows}), "test subject"),
+        (len({row.region for row in rows}), "region"),
+        (len(results.provenance.seeds) if len(results.arms) > 1 else 0, "seed"),
+        (len(results.fishers), "Fisher diagonal"),
     )
     facts = [(str(count), what if count == 1 else f"{what}s") for count, what in candidates if count]
     if results.provenance.seconds is not None:
@@ -106,4 +113,4 @@ def _environment() -> Environment:
 
 
 def _resource(name: str) -> str:
-    return (resources.files("mergekit3d.report") / name).read_text(encoding="utf-8")
+    return (resources.files("mergekit3d.reporting") / name).read_text(encoding="utf-8")

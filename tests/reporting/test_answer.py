@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from mergekit3d.metrics import SubjectMetrics
-from mergekit3d.report.answer import answer
-from mergekit3d.report.results import Arm, StudyResults
+from mergekit3d.reporting.answer import answer
+from mergekit3d.reporting.results import Arm, StudyResults
 
 
 def shifted(arm, by):

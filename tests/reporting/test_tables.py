@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mergekit3d.report.results import Adaptation, StudyResults, Training
-from mergekit3d.report.tables import (
+from mergekit3d.reporting.results import Adaptation, StudyResults, Training
+from mergekit3d.reporting.tables import (
     MISSING,
     comparison_tables,
     dice_table,
     forgetting_table,
+    layers_table,
     lengths_table,
     print_tables,
     region_tables,
@@ -85,15 +86,32 @@ def test_tensors_are_counted_by_outcome():
     """One row a tensor; ratios by kernel as a range."""
     fusion = {
         "tensors": [
-            {"name": "a.weight", "outcome": "fused", "shape": [4, 2, 3], "ratios": {"m1": [0.1, 0.3], "m2": [0.9, 0.7]}},
+            {
+                "name": "a.weight",
+                "outcome": "fused",
+                "partition": "shared",
+                "shape": [4, 2, 3],
+                "ratios": {"m1": [0.1, 0.3], "m2": [0.9, 0.7]},
+                "share": {"m1": 0.828, "m2": 0.172},
+                "distance": {"m1": 0.173, "m2": None},
+            },
             {"name": "b.weight", "outcome": "random", "shape": []},
         ]
     }
     counts, table = tensors_table(fusion)
     assert counts == {"fused": 1, "random": 1}
-    assert {"a.weight": ["fused", "4 × 2 × 3", "m1 0.100 to 0.300, m2 0.700 to 0.900", ""], "b.weight": ["random", "", "", ""]} == texts(
-        table
-    )
+    fused = ["fused, shared", "4 × 2 × 3", "m1 0.100 to 0.300, m2 0.700 to 0.900", "m1 82.8 %, m2 17.2 %", "m1 17.3 %, m2 –", ""]
+    assert {"a.weight": fused, "b.weight": ["random", "", "", "", "", ""]} == texts(table)
+
+
+def test_layers_tell_how_much_each_source_weighs():
+    """A row a layer with its tensors by outcome, shares tinted; reports from before there were figures have no such table."""
+    tensors = [{"name": f"a.{kind}", "outcome": "fused"} for kind in ("weight", "bias")] + [{"name": "b.weight", "outcome": "copied"}]
+    figures = {"a": {"share": {"m1": 0.75, "m2": 0.25}, "distance": {"m1": 0.1, "m2": 0.2}}}
+    table = layers_table({"sources": ["m1", "m2"], "tensors": tensors, "per_layer": figures})
+    assert table is not None
+    assert {"a": ["2 fused", "75.0 %", "25.0 %", "10.0 %", "20.0 %"], "b": ["1 copied", *[MISSING] * 4]} == texts(table)
+    assert layers_table({"tensors": tensors}) is None
 
 
 def test_missing_parts_have_no_table():

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergekit3d.comparison import CompareResult
 from mergekit3d.metrics import SubjectMetrics
+from mergekit3d.plots.fisher import Information
 
 BASELINE = "none"
 FUSED = ("imm", "timm")
@@ -112,12 +114,72 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Subjects:
+    """The subjects of one task, by their number: names can tell who they are.
+
+    Args:
+        name: of the task: a source's, or the target.
+        modalities: of their images, in the network's order.
+        outputs: regions or classes.
+        train: how many train.
+        validation: how many validate.
+        test: how many test.
+        grids: voxels and voxel size in words, the most frequent first; empty where it was not recorded.
+        remark: what was done with the images.
+    """
+
+    name: str
+    modalities: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+    grids: Sequence[str] = ()
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` left in one folder.
+
+    Args:
+        name: of the folder; empty for the only one.
+        metrics: rows of metrics.csv.
+        summary: the content of summary.json; None where there is none.
+    """
+
+    name: str
+    metrics: Sequence[SubjectMetrics]
+    summary: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """What a file of a Fisher diagonal tells.
+
+    Args:
+        layers: information by layer, in the network's order.
+        subjects: how many it was estimated over; None where it is not told.
+        trace: sum of the diagonal.
+        standard_error: of the trace; None where it is not told.
+        method: how it was estimated.
+    """
+
+    layers: Mapping[str, Information]
+    subjects: int | None
+    trace: float
+    standard_error: float | None
+    method: str = ""
+
+
+@dataclass(frozen=True)
 class Provenance:
     """Where the numbers come from. No paths: they can name patients.
 
     Args:
         versions: of the tool and its libraries, by name.
-        digests: sha256 of every input and checkpoint, by name.
+        inputs: sha256 of what it was made from, by name.
+        digests: sha256 of every checkpoint and table that it left, by name.
         seeds: of the study.
         recipe: its text.
         machine: processor or GPU, in words.
@@ -126,6 +188,7 @@ class Provenance:
     """
 
     versions: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     seeds: Sequence[int] = ()
     recipe: str = ""
@@ -136,12 +199,13 @@ class Provenance:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """All that a study found.
+    """All that a study, or a single command, found.
 
     Args:
         title: of the report.
         arms: the fine-tuned networks.
         data: what was trained and tested on, in one or two sentences.
+        subjects: the same as a table, a row a task.
         question: what the study asks.
         sources: names of the source models, in the order of training.
         baselines: names of further initialisations (jointly trained sources).
@@ -150,6 +214,9 @@ class StudyResults:
         forgetting: Table 4.
         pictures: slices of predictions beside the truth.
         fusions: the content of ``<stem>.report.json`` by the name of the fused model.
+        evaluations: metrics that belong to no arm.
+        comparisons: what `compare` left, by its folder; a study's arms are compared anew.
+        fishers: Fisher diagonals by the name of the network.
         provenance: versions, digests, seeds, recipe.
         convention: for empty regions, as in `mergekit3d.metrics.CONVENTIONS`.
     """
@@ -157,6 +224,7 @@ class StudyResults:
     title: str
     arms: Sequence[Arm] = ()
     data: str = ""
+    subjects: Sequence[Subjects] = ()
     question: str = TRANSFER
     sources: Sequence[str] = ()
     baselines: Sequence[str] = ()
@@ -165,6 +233,9 @@ class StudyResults:
     forgetting: Forgetting | None = None
     pictures: Sequence[Picture] = ()
     fusions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    evaluations: Sequence[Evaluation] = ()
+    comparisons: Mapping[str, CompareResult] = field(default_factory=dict)
+    fishers: Mapping[str, Fisher] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     convention: str = "nnunet"
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -13,9 +14,11 @@ from mergekit3d.comparison import CompareResult, compare_rows
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import RegionMeans, SubjectMetrics, defined_mean, mean_over_regions, means_by_region
 from mergekit3d.paired import bootstrap_interval
-from mergekit3d.report.results import BASELINE, FUSED, MEAN_IMM, StudyResults, display_name
+from mergekit3d.reporting.results import BASELINE, FUSED, MEAN_IMM, StudyResults, display_name
 
 BOOTSTRAP_SEED = 0
+LACKING = re.compile(r"^(?P<name>.*) lacks subject (?P<subjects>.*): left out everywhere$")
+"""A note of a comparison that names subjects."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,26 @@ def paired(results: StudyResults, split: str) -> CompareResult | None:
     others = [name for name in results.names if name in ranked and name != first]
     rows = {display_name(name): seed_averaged_rows(results, split, name) for name in (first, *others)}
     try:
-        return compare_rows(rows, seed=BOOTSTRAP_SEED)
+        return without_names(compare_rows(rows, seed=BOOTSTRAP_SEED))
     except InputError:
         return None
+
+
+def without_names(comparison: CompareResult) -> CompareResult:
+    """A comparison whose notes name no subject."""
+    notes = []
+    for note in comparison.notes:
+        match = LACKING.match(note)
+        notes.append(f"{match['name']} lacks subjects that others have: left out everywhere" if match else note)
+    return replace(comparison, notes=tuple(notes))
+
+
+def differences(results: StudyResults) -> list[tuple[str, CompareResult]]:
+    """Paired comparisons with the name of their size, where there are several, or of their folder: the arms', and those of `compare`."""
+    several = len(results.splits) > 1
+    found = [(split if several else "", comparison) for split in results.splits if (comparison := paired(results, split)) is not None]
+    names = [name if len(results.comparisons) > 1 and name != "." else "" for name in results.comparisons]
+    return found + list(zip(names, results.comparisons.values(), strict=True))
 
 
 def pair(results: StudyResults, split: str, first: str, other: str) -> CompareResult | None:
