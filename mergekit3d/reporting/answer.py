@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mergekit3d.comparison import CompareResult, Comparison, p_words
+from mergekit3d.comparison import Comparison, p_words
 from mergekit3d.paired import FEWEST_PAIRS
 from mergekit3d.reporting.evidence import pair, paper_order, ranking, seeds_ahead
 from mergekit3d.reporting.results import StudyResults, display_name, listed
@@ -62,7 +62,7 @@ def _of_split(results: StudyResults, split: str, order: Sequence[tuple[str, floa
     for first, other in pairs:
         found = pair(results, split, first, other)
         if found is not None:
-            sentences.append(_difference(found, *seeds_ahead(results, split, first, other)))
+            sentences.append(difference_sentence(found.first, found.of_mean()[0], *seeds_ahead(results, split, first, other)))
     paper = paper_order(results, split)
     if paper is not None:
         measured, holds = paper
@@ -72,12 +72,19 @@ def _of_split(results: StudyResults, split: str, order: Sequence[tuple[str, floa
     return sentences
 
 
-def _difference(result: CompareResult, seeds_won: int, seeds: int) -> str:
-    comparison = result.of_mean()[0]
+def difference_sentence(first: str, comparison: Comparison, seeds_won: int = 0, seeds: int = 1) -> str:
+    """How one method compares with another, with what that is worth.
+
+    Args:
+        first: name of the method.
+        comparison: with the other, of the mean over the regions.
+        seeds_won: in how many seeds the first has the higher mean.
+        seeds: of how many.
+    """
     low, high = comparison.interval_95
     pairs = len(comparison.differences)
     words = (
-        f"{result.first} against {comparison.other}: {comparison.mean_difference:+.3f} Dice on average "
+        f"{first} against {comparison.other}: {comparison.mean_difference:+.3f} Dice on average "
         f"(95 % interval over subjects {low:+.3f} to {high:+.3f}; Wilcoxon {_unbroken(p_words(comparison.p))}), "
         f"better on {comparison.wins} of {pairs} test subjects" + (f" and in {seeds_won} of {seeds} seeds." if seeds > 1 else ".")
     )

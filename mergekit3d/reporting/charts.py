@@ -120,6 +120,8 @@ def evaluation_charts(results: StudyResults) -> list[Chart]:
         means = ", ".join(f"{region} {sample.mean:.3f}" for region, sample in samples.items())
         caption = "Each subject's Dice, by region. Diamond: the mean; line: its 95 % bootstrap interval over the subjects."
         figure = dice_figure({"": samples}) if samples else None
+        if figure is not None:
+            figure.axes[0].set_xlabel("Dice, a dot a subject")
         charts.append(
             Chart("<p>No region is defined in any subject.</p>", caption)
             if figure is None

@@ -156,14 +156,16 @@ def _forgetting(found: Found, record: StudyRecord) -> results.Forgetting | None:
 
 
 def _pictures(found: Found, record: StudyRecord) -> list[results.Picture]:
+    """The slices of every size, of its first seed: more of the like would make the page large."""
     splits = {Path(arm.folder).parent: arm.split for arm in record.arms}
     several = len(set(splits.values())) > 1
-    pictures = []
+    by_split: dict[str, results.Picture] = {}
     for path in found.named(discover.SLICES):
-        of_split = f", {splits[path.parent]}" if several and path.parent in splits else ""
+        split = splits.get(path.parent, "")
+        of_split = f", {split}" if several and split else ""
         caption = f"One test subject, the median by mean Dice: the truth beside the predictions after fine-tuning{of_split}"
-        pictures.append(results.Picture((found.folder / path).read_bytes(), caption))
-    return pictures
+        by_split.setdefault(split, results.Picture((found.folder / path).read_bytes(), caption))
+    return list(by_split.values())
 
 
 def _fusions(found: Found, record: StudyRecord) -> dict[str, Mapping[str, Any]]:

@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mergekit3d.comparison import sentence
 from mergekit3d.metrics import defined_mean, means_by_region
-from mergekit3d.reporting.answer import Answer
+from mergekit3d.reporting.answer import Answer, difference_sentence
 from mergekit3d.reporting.charts import ratio_words
 from mergekit3d.reporting.evidence import arm_dice
 from mergekit3d.reporting.results import Fisher, StudyResults
 from mergekit3d.summaries import dice_intervals
+
+STAGES = ("training", "fine-tuning", "adaptation")
+"""Names of trainings that are words."""
 
 
 def single_answer(results: StudyResults) -> Answer | None:
@@ -42,7 +44,7 @@ def _dice(name: str, mean: float, interval_95: tuple[float, float], subjects: in
 
 
 def _compared(results: StudyResults) -> list[str]:
-    return [f"{sentence(found.first, comparison)}." for found in results.comparisons.values() for comparison in found.of_mean()]
+    return [difference_sentence(found.first, comparison) for found in results.comparisons.values() for comparison in found.of_mean()]
 
 
 def _forgotten(results: StudyResults) -> list[str]:
@@ -81,8 +83,8 @@ def _weights(fusion: Mapping[str, Any]) -> str:
     share, distance = summary.get("share") or {}, summary.get("distance") or {}
     parts = []
     for source in fusion.get("sources", ()):
-        weighs = f" weighs {share[source]:.0%}" if isinstance(share.get(source), float) else ""
-        away = f"{',' if weighs else ' is'} {distance[source]:.1%} away" if isinstance(distance.get(source), float) else ""
+        weighs = f" weighs {100 * share[source]:.0f} %" if isinstance(share.get(source), float) else ""
+        away = f"{',' if weighs else ' is'} {100 * distance[source]:.1f} % away" if isinstance(distance.get(source), float) else ""
         parts += [f"{source}{weighs}{away}"] if weighs or away else []
     return f"of the fused weights, {'; '.join(parts)}." if parts else ""
 
@@ -92,7 +94,8 @@ def _trained(results: StudyResults) -> list[str]:
     for training in results.trainings:
         if training.epochs is not None:
             dice = "" if training.validation_dice is None else f"; validation Dice {training.validation_dice:.3f} at the best of them"
-            sentences.append(f"{training.name}: {training.epochs} epoch{'s' if training.epochs != 1 else ''}{dice}.")
+            name = training.name.capitalize() if training.name in STAGES else training.name
+            sentences.append(f"{name}: {training.epochs} epoch{'s' if training.epochs != 1 else ''}{dice}.")
     return sentences
 
 
@@ -101,4 +104,4 @@ def _known(name: str, fisher: Fisher) -> str:
     subjects = "" if fisher.subjects is None else f" over {fisher.subjects} subjects"
     most = max(fisher.layers, key=lambda layer: fisher.layers[layer].trace)
     part = fisher.layers[most].trace / fisher.trace if fisher.trace else 0.0
-    return f"{name}: a Fisher trace of {fisher.trace:.4g}{error}{subjects}; {most} holds most of it, {part:.0%}."
+    return f"{name}: a Fisher trace of {fisher.trace:.4g}{error}{subjects}; the largest part of it, {100 * part:.0f} %, is in {most}."

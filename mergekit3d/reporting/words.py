@@ -12,20 +12,20 @@ def title_of(results: StudyResults) -> str:
     if len(results.arms) > 1:
         return "Study"
     sources = [str(source) for adaptation in results.adaptations for source in adaptation.ratios.get("sources", ())]
-    parts = [f"Adaptation of {listed(list(dict.fromkeys(sources)))}"] if results.adaptations else []
-    parts += ["Fusion"] if results.fusions and not results.adaptations else []
+    parts = [f"adaptation of {listed(list(dict.fromkeys(sources)))}"] if results.adaptations else []
+    parts += ["fusion"] if results.fusions else []
     parts += [_training(results)] if results.trainings or results.arms else []
-    parts += ["Evaluation"] if results.evaluations else []
-    parts += ["Comparison"] if results.comparisons else []
-    parts += ["Forgetting"] if results.forgetting is not None and not parts else []
+    parts += ["evaluation"] if results.evaluations else []
+    parts += ["comparison"] if results.comparisons else []
+    parts += ["forgetting"] if results.forgetting is not None and not parts else []
     parts += ["Fisher information"] if results.fishers and not parts else []
-    words = listed(parts) or "Report"
+    words = listed(parts) or "report"
     return words[:1].upper() + words[1:]
 
 
 def _training(results: StudyResults) -> str:
     names = {training.name for training in results.trainings}
-    return "Fine-tuning" if results.arms or "fine-tuning" in names else "Training"
+    return "fine-tuning" if results.arms or "fine-tuning" in names else "training"
 
 
 def question_of(results: StudyResults) -> str:

@@ -33,7 +33,8 @@ class ReportResult:
 
     def lines(self) -> list[str]:
         """The result in words."""
-        return [f"{self.out}: {self.title}; {', '.join(self.sections)} ({self.size / 1e6:.1f} MB)"]
+        size = f"{self.size / 1e6:.1f} MB" if self.size >= 1e6 else f"{self.size / 1e3:.0f} kB"
+        return [f"{self.out}: {self.title}; {', '.join(self.sections)} ({size})"]
 
 
 def report(run: Path | str, *, out: Path | None = None, force: bool = False, reporter: Reporter = SILENT) -> ReportResult:

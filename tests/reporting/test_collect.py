@@ -97,19 +97,19 @@ SINGLE = {
         stage,
         {"data", "training", "provenance"},
         "Fine-tuning",
-        "fine-tuning: 3 epochs; validation Dice 0.400 at the best of them.",
+        "Fine-tuning: 3 epochs; validation Dice 0.400 at the best of them.",
     ),
-    "train": (lambda folder: stage(folder, "train"), {"data", "training", "provenance"}, "Training", "training: 3 epochs"),
+    "train": (lambda folder: stage(folder, "train"), {"data", "training", "provenance"}, "Training", "Training: 3 epochs"),
     "adapt": (
         adaptation,
         {"data", "ratios", "training", "provenance"},
         "Adaptation of m1 and m2",
         "The mixing ratios after 3 epochs: 2 layers",
     ),
-    "fuse": (fusion, {"tensors", "provenance"}, "Fusion", "of the fused weights, m1 weighs 60%, 10.0% away"),
+    "fuse": (fusion, {"tensors", "provenance"}, "Fusion", "of the fused weights, m1 weighs 60 %, 10.0 % away"),
     "fisher": (fisher, {"fisher", "provenance"}, "Fisher information", "a Fisher trace of 20 ± 5 % over 5 subjects"),
     "evaluate": (evaluation, {"evaluation", "provenance"}, "Evaluation", "Mean Dice 0.530 (95 % interval"),
-    "compare": (comparison, {"differences", "provenance"}, "Comparison", "timm - none: Dice +0.200"),
+    "compare": (comparison, {"differences", "provenance"}, "Comparison", "timm against none: +0.200 Dice on average"),
     "forgetting": (forgetting, {"forgetting", "provenance"}, "Forgetting", "m1 has the highest mean Dice, 0.500, of 2 networks that were"),
 }
 

@@ -26,7 +26,7 @@ def test_page_stands_in_the_folder(folder):
     assert folder / "report.html" == result.out
     assert ("Evaluation", ("evaluation", "provenance")) == (result.title, result.sections)
     assert result.size == result.out.stat().st_size
-    assert [f"{result.out}: Evaluation; evaluation, provenance ({result.size / 1e6:.1f} MB)"] == result.lines()
+    assert [f"{result.out}: Evaluation; evaluation, provenance ({result.size / 1e3:.0f} kB)"] == result.lines()
     assert {
         "out": str(result.out),
         "title": "Evaluation",
