@@ -93,7 +93,7 @@ def _subjects(study: Study) -> list[Subjects]:
 def _of_cohort(name: str, cohort: Cohort) -> Subjects:
     split, task = cohort.split, cohort.task
     used = [subject for part in ("train", "validation", "test") for subject in cohort.subjects(part)]
-    spacing = "" if task.spacing_mm is None else f"resampled to {_edges(task.spacing_mm)} mm, "
+    spacing = "" if task.spacing_mm is None else f"resampled to {_size(task.spacing_mm)} mm, "
     return Subjects(
         name,
         list(task.modalities),
@@ -114,13 +114,19 @@ def _grids(subjects: Sequence[Subject]) -> list[str]:
             grid = read_grid(next(iter(subject.images.values()))).canonical()
         except InputError:
             continue  # the step that needs the image tells what is wrong with it
-        counts[f"{_edges(grid.shape)} voxels of {_edges(spacing_of(grid.affine))} mm"] += 1
+        counts[f"{_edges(grid.shape)} voxels of {_size(spacing_of(grid.affine))} mm"] += 1
     shown = [f"{grid} ({count})" if len(counts) > 1 else grid for grid, count in counts.most_common(MOST_GRIDS)]
     return [*shown, f"{len(counts) - MOST_GRIDS} more"] if len(counts) > MOST_GRIDS else shown
 
 
-def _edges(edges: Sequence[float]) -> str:
-    return " × ".join(f"{edge:.3g}" if isinstance(edge, float) else str(edge) for edge in edges)
+def _edges(edges: Sequence[int]) -> str:
+    return " × ".join(map(str, edges))
+
+
+def _size(edges_mm: Sequence[float]) -> str:
+    """A voxel's edges; of a cube, one."""
+    written = [f"{edge:.3g}" for edge in edges_mm]
+    return written[0] if len(set(written)) == 1 else " × ".join(written)
 
 
 def _target_cohort(arm: Arm) -> Cohort:

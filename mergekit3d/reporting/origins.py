@@ -12,7 +12,7 @@ from mergekit3d.reporting import discover
 from mergekit3d.reporting.record import StudyRecord
 from mergekit3d.reporting.results import Provenance, Subjects
 from mergekit3d.storage.seal import file_digest
-from mergekit3d.textfiles import read_json_object, read_text
+from mergekit3d.textfiles import read_text
 
 if TYPE_CHECKING:
     from mergekit3d.reporting.discover import Found
@@ -124,9 +124,6 @@ def _architecture(told: Mapping[str, Any]) -> str:
 
 
 def _recipe(found: Found) -> str:
-    """The recipe that a command left beside its results; of several stages, that of the first."""
+    """The recipe that a training left beside its results; of several stages, that of the first."""
     paths = found.named(discover.RECIPE)
-    if paths:
-        return read_text(found.folder / paths[0], "the recipe")
-    reports = (read_json_object(found.folder / path, "the report of a fusion") for path in found.ending(discover.FUSION_ENDING))
-    return next((str(content["recipe"]) for content in reports if content.get("recipe")), "")
+    return read_text(found.folder / paths[0], "the recipe") if paths else ""

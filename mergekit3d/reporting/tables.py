@@ -350,11 +350,11 @@ def _outputs(outputs: Sequence[str]) -> str:
 
 
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else MISSING
+    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%" if isinstance(value, (int, float)) else MISSING
 
 
 def _by_source(values: Any, written: Callable[[Any], str]) -> str:
-    return ", ".join(f"{source} {written(value)}" for source, value in values.items()) if isinstance(values, dict) else ""
+    return ", ".join(f"{source}\N{NO-BREAK SPACE}{written(value)}" for source, value in values.items()) if isinstance(values, dict) else ""
 
 
 def _ratio(ratio: Any) -> str:

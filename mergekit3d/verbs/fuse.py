@@ -22,7 +22,6 @@ from mergekit3d.plan.outcomes import COPIED, EXPANDED, FUSED, RANDOM, TensorPlan
 from mergekit3d.plan.ratios import granularity_as_json, ratios_path
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
-from mergekit3d.recipe.text import recipe_text
 from mergekit3d.storage.atomic import refuse_existing, temporary_file, write_json
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
@@ -143,8 +142,7 @@ def fuse_loaded(
                 tensors = ((entry, written.read(name)) for name, entry in written.entries.items())
                 file_format.writer()(out, tensors, replace(streamed.metadata, seal=None))
         assert streamed.metadata.seal is not None
-        digest = {"digest": streamed.metadata.seal["tensors"]}
-        content = {**digest, **_report(plan, streamed.figures), **soup, "recipe": recipe_text(loaded)}
+        content = {"digest": streamed.metadata.seal["tensors"], **_report(plan, streamed.figures), **soup}
         write_json(report_path, content)
         if picture is not None:
             from mergekit3d.plots.merge import plot_merge

@@ -22,7 +22,7 @@ from mergekit3d.reporting.tables import (
 
 
 def texts(table):
-    return {label: [cell.text for cell in cells] for label, cells in table.rows}
+    return {label: [cell.text.replace("\N{NO-BREAK SPACE}", " ") for cell in cells] for label, cells in table.rows}
 
 
 def test_table_2_has_a_row_a_size_and_the_best_marked(arms):
