@@ -37,10 +37,11 @@ def study_record(study: Study) -> StudyRecord:
         MergeKit3DError: its data cannot be used.
     """
     loaded = study.loaded
+    splits = {size: _split_name(arm) for size, arm in {arm.size: arm for arm in study.arms}.items()}
     return StudyRecord(
         title=loaded.name,
         question=SEQUENCE if loaded.recipe.target is None else TRANSFER,
-        arms=[ArmRecord(arm.initialisation, _split_name(arm), arm.seed, _inside(arm.loaded.out, loaded.out)) for arm in study.arms],
+        arms=[ArmRecord(arm.initialisation, splits[arm.size], arm.seed, _inside(arm.loaded.out, loaded.out)) for arm in study.arms],
         sources=_folders(loaded, loaded.recipe.sources),
         baselines=_folders(loaded, loaded.recipe.baselines),
         tasks={source.name: _words(source.target.regions) for source in loaded.recipe.sources if source.target is not None},

@@ -95,6 +95,24 @@ def test_report_has_two_themes_and_a_print_form(text):
     assert used - {"--share"} <= set(re.findall(r"(--[\w-]+):", text))
 
 
+def brightness(colour):
+    """Relative luminance as WCAG 2.2 has it, of #rrggbb."""
+    parts = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("ink", ["ink", "muted", "accent"])
+@pytest.mark.parametrize("ground", ["page", "card", "accent-soft"])
+def test_colours_of_text_stand_out(text, theme, ink, ground):
+    """Contrast of 4.5 or more in both themes, told from the style sheet, also where there is no browser."""
+    colours = {name: pair for name, *pair in re.findall(r"--([\w-]+): light-dark\((#[0-9a-f]{6}), (#[0-9a-f]{6})\)", text)}
+    brighter, darker = sorted((brightness(colours[name][theme]) for name in (ink, ground)), reverse=True)
+
+    assert (brighter + 0.05) / (darker + 0.05) >= 4.5
+
+
 def test_report_states_answer_numbers_and_convention(text):
     """The headline, the table's numbers, what HD95 means, what became of the tensors."""
     words = " ".join("".join(Page(text).texts).split())
