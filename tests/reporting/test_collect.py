@@ -189,11 +189,16 @@ def test_data_is_told_by_numbers(tmp_path):
 
 
 def test_notes_of_a_comparison_name_no_subject(tmp_path):
-    """That subjects are left out is said, not which."""
+    """That subjects are left out is said, not which, also of files from when compare still named them."""
     comparison(tmp_path)
+    path = tmp_path / "compare.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "notes": [*content["notes"], f"imm lacks subject {SUBJECT}6: left out everywhere"]}))
     (found,) = collect(tmp_path).comparisons.values()
 
-    assert "none lacks subjects that others have: left out everywhere" in found.notes
+    assert "none lacks 1 of 7 subjects: left out everywhere" in found.notes
+    assert "imm lacks subjects that others have: left out everywhere" in found.notes
+    assert SUBJECT not in str(found.notes)
 
 
 def test_data_and_hidden_folders_are_not_looked_at(tmp_path):
