@@ -136,17 +136,13 @@ def _method(found: Found, folder: Path) -> str:
 
 
 def _forgetting(found: Found, record: StudyRecord) -> results.Forgetting | None:
+    from mergekit3d.forgetting_matrix import dice_of_json
+
     for path in found.named(discover.FORGETTING)[:1]:
         where = found.folder / path
         content = read_json_object(where, "the forgetting matrix")
-        try:
-            tasks, networks = [str(task) for task in content["tasks"]], [str(name) for name in content["networks"]]
-            dice = [[float("nan") if value is None else float(value) for value in row] for row in content["dice"]]
-            columns = [list(column) for column in zip(*dice, strict=True)]
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError("cannot read the forgetting matrix", where=where, found=f"{type(error).__name__}: {error}") from error
-        if len(columns) != len(tasks) or len(dice) != len(networks):
-            raise InputError("cannot read the forgetting matrix", where=where, wanted="a Dice a network and task", found="another number")
+        networks, tasks, dice = dice_of_json(content, where)
+        columns = [list(column) for column in zip(*dice, strict=True)]
         rows = [f"{record.tasks[task]} (S of {task})" if record.tasks.get(task) else f"task of {task}" for task in tasks]
         if len(rows) > 1:
             rows.append("mean of the tasks")

@@ -63,7 +63,7 @@ class ForgettingResult:
         from rich.console import Group
         from rich.text import Text
 
-        from mergekit3d.report.tables import matrix_table, on_screen
+        from mergekit3d.reporting.tables import matrix_table, on_screen
 
         return Group(on_screen(matrix_table(self.matrix)), Text(f"{self.out}: {JSON}, {CSV}, {PICTURE}"))
 
