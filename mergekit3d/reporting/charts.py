@@ -21,7 +21,7 @@ from mergekit3d.plots.path import path_figure
 from mergekit3d.plots.ratios import ratios_figure
 from mergekit3d.reporting.evidence import arm_dice, differences
 from mergekit3d.reporting.results import Adaptation, StudyResults, display_name, listed
-from mergekit3d.summaries import dice_intervals
+from mergekit3d.summaries import intervals_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +108,7 @@ def evaluation_charts(results: StudyResults) -> list[Chart]:
     """Dice of every region in what `evaluate` measured, a dot a subject."""
     charts = []
     for index, evaluation in enumerate(results.evaluations):
-        intervals = dice_intervals(evaluation.metrics)["mean"]
+        intervals = intervals_of(evaluation.metrics)["mean"]
         by_region: dict[str, list[float]] = {}
         for row in evaluation.metrics:
             if not math.isnan(row.dice):

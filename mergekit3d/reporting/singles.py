@@ -11,7 +11,7 @@ from mergekit3d.reporting.answer import Answer, difference_sentence
 from mergekit3d.reporting.charts import ratio_words
 from mergekit3d.reporting.evidence import arm_dice
 from mergekit3d.reporting.results import Fisher, StudyResults
-from mergekit3d.summaries import dice_intervals
+from mergekit3d.summaries import intervals_of
 
 STAGES = ("training", "fine-tuning", "adaptation")
 """Names of trainings that are words."""
@@ -29,7 +29,7 @@ def _measured(results: StudyResults) -> list[str]:
     sentences = [_dice(name, arm.mean, arm.interval_95, len(arm.by_subject)) for name, arm in found]
     for evaluation in results.evaluations:
         mean = defined_mean(region.dice for region in means_by_region(evaluation.metrics).values())
-        low, high = dice_intervals(evaluation.metrics)["foreground_mean"]
+        low, high = intervals_of(evaluation.metrics)["foreground_mean"]
         subjects = len({row.subject for row in evaluation.metrics})
         sentences.append(_dice(evaluation.name if len(results.evaluations) > 1 else "", mean, (low, high), subjects))
     return sentences

@@ -12,7 +12,7 @@ from mergekit3d.merging.partitions import layer_of
 from mergekit3d.metrics import defined_mean, means_by_region
 from mergekit3d.reporting.evidence import arm_dice, differences
 from mergekit3d.reporting.results import Evaluation, StudyResults, display_name, listed
-from mergekit3d.summaries import dice_intervals
+from mergekit3d.summaries import intervals_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -122,7 +122,7 @@ def evaluation_tables(results: StudyResults) -> list[Table]:
 
 
 def _evaluation_table(evaluation: Evaluation) -> Table:
-    intervals, means = dice_intervals(evaluation.metrics), means_by_region(evaluation.metrics)
+    intervals, means = intervals_of(evaluation.metrics), means_by_region(evaluation.metrics)
     summary = evaluation.summary or {}
     more = summary.get("mean") if isinstance(summary.get("mean"), dict) else {}
     rows = []
