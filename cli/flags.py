@@ -91,7 +91,7 @@ def needed(value: Value | None, command: str, what: str, *, example: str) -> Val
 def overrides_of(texts: Sequence[str] | None) -> tuple[str, ...]:
     """The values of ``--set``, each of the form KEY.PATH=VALUE."""
     for text in texts or ():
-        if not re.match(r"[^=\s]+=", text):
+        if not re.match(r"[^=\s.]+(\.[^=]+)*=", text):
             raise UsageError("cannot read the override", where="--set", wanted="KEY.PATH=VALUE, such as finetune.epochs=100", found=text)
     return tuple(texts or ())
 

@@ -30,12 +30,14 @@ class Step:
         outputs: files that it writes.
         identity: what decides its result, as plain data; asked for when its turn comes, as earlier steps make its inputs.
         action: does the work, writing over older outputs.
+        inputs: files that other steps write and this one reads: it waits for them.
     """
 
     name: str
     outputs: tuple[Path, ...]
     identity: Callable[[], Any]
     action: Callable[[], object]
+    inputs: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

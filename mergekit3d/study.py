@@ -12,14 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.errors import RecipeError
+from mergekit3d.datasets.find import find_dataset
 from mergekit3d.options import Options
 from mergekit3d.plan.anchors import FISHER
 from mergekit3d.plan.target import Cohort, has_test, open_cohort, with_split
 from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
-from mergekit3d.recipe.models import SourceModel, SplitModel, TargetModel, TrainModel
-from mergekit3d.registry import did_you_mean
+from mergekit3d.recipe.models import SizeModel, SourceModel, TargetModel, TrainModel
 from mergekit3d.steps import Step, files_identity, subjects_identity
 
 NONE, IMM, MEAN_IMM, TIMM = "none", "imm", "mean-imm", "timm"
@@ -53,6 +52,11 @@ class Arm:
         return self.loaded.out / "finetune" / "best.safetensors"
 
     @property
+    def submission(self) -> Path:
+        """Folder of the segmentations for a challenge."""
+        return self.loaded.out / "submission"
+
+    @property
     def log(self) -> Path:
         """Learning curve of the fine-tuning."""
         return self.loaded.out / "finetune" / "log.csv"
@@ -81,13 +85,14 @@ class Study:
         if study is None:
             init = recipe.finetune.init or (recipe.merge.method if recipe.sources else NONE)
             return (Arm(init, "", self._seed(recipe.seed), self.loaded),)
-        sizes: dict[str, SplitModel | None] = {**study.sizes} or {"": None}
+        sizes: dict[str, SizeModel | None] = {**study.sizes} or {"": None}
         arms = []
-        for size, split in sizes.items():
+        for size, model in sizes.items():
+            compared = (model and model.initialisations) or study.initialisations
             for seed in study.seeds:
                 folder = self.loaded.out / slug(size) / (f"seed-{seed}" if len(study.seeds) > 1 else "")
-                target = recipe.target if split is None or recipe.target is None else with_split(recipe.target, split)
-                arms += [self._arm(init, size, self._seed(seed), folder / init, target) for init in study.initialisations]
+                target = recipe.target if model is None or recipe.target is None else with_split(recipe.target, model.split)
+                arms += [self._arm(init, size, self._seed(seed), folder / init, target) for init in compared]
         return tuple(arms)
 
     def _arm(self, init: str, size: str, seed: int, out: Path, target: TargetModel | None) -> Arm:
@@ -114,30 +119,10 @@ class Study:
         return seed if self.options.seed is None else self.options.seed
 
     def check(self) -> None:
-        """Refuse initialisations that the recipe does not know or cannot make, and precisions that the device lacks.
+        """Refuse what the recipe's study cannot be; see `check_study`."""
+        from mergekit3d.study_checks import check_study
 
-        Raises:
-            RecipeError: an unknown name; a recipe without a target that asks for more than merges.
-            UsageError: a device or precision that is not there.
-        """
-        from mergekit3d.training.devices import training_runtime
-
-        recipe, study = self.loaded.recipe, self.loaded.recipe.study
-        sources = [source.train for source in _all_sources(self.loaded)]
-        for model in (recipe.train, recipe.adapt, recipe.finetune, *sources):
-            if model is not None:
-                training_runtime(self.options.device, self.options.precision, model.precision)
-        if study is None:
-            return
-        known = [NONE, *MERGES, *(source.name for source in _all_sources(self.loaded))]
-        if recipe.target is None:
-            known = [IMM, MEAN_IMM]
-            if study.sizes:
-                raise RecipeError("sizes of no target", where="study.sizes", todo="give the recipe a target, or leave them out")
-        for init in study.initialisations:
-            if init not in known:
-                todo = did_you_mean(init, known) if recipe.target is not None else "without a target: imm, mean-imm"
-                raise RecipeError("unknown initialisation", where="study.initialisations", found=init, todo=todo)
+        check_study(self)
 
     def steps(self) -> Iterator[Step]:
         """All steps, in the order of their inputs."""
@@ -203,7 +188,11 @@ class Study:
         def action() -> object:
             return train_model(loaded, target, model, out=folder, earlier=earlier, options=self._seeded, reporter=self.reporter)
 
-        return Step(name, (folder / "best.safetensors", folder / "log.csv"), identity, action)
+        inputs: tuple[Path, ...] = ()
+        if model.init != NONE:
+            fisher = init_fisher(loaded, model, earlier) if model.is_held else None
+            inputs = tuple(filter(None, (init_path(loaded, model, earlier), fisher)))
+        return Step(name, (folder / "best.safetensors", folder / "log.csv"), identity, action, inputs)
 
     def _train_source(self, source: SourceModel, earlier: dict[str, Path]) -> Step:
         assert source.train is not None
@@ -223,7 +212,7 @@ class Study:
         def action() -> object:
             return fisher_of_source(loaded, source, options=replace(self._seeded, force=True), reporter=self.reporter)
 
-        return Step(f"fisher {source.name}", (loaded.fisher_path(source),), identity, action)
+        return Step(f"fisher {source.name}", (loaded.fisher_path(source),), identity, action, (loaded.checkpoint_path(source),))
 
     def _arm_steps(self, arm: Arm) -> Iterator[Step]:
         from mergekit3d.verbs.adapt import adapt_loaded
@@ -237,19 +226,20 @@ class Study:
             target = loaded.recipe.target
             return None if target is None else self._cohort_identity(open_cohort(loaded, target))
 
+        origins = self._origins(arm)
+
         def decided(*parts: Any) -> Any:
-            models = loaded.recipe.sources if loaded.recipe.finetune.regularise is None else _all_sources(loaded)
-            paths = [path for source in models for path in (loaded.checkpoint_path(source), loaded.fisher_path(source))]
-            return [arm.initialisation, arm.seed, self._architecture(), cohort_identity(), files_identity(paths), *parts]
+            return [arm.initialisation, arm.seed, self._architecture(), cohort_identity(), files_identity(origins), *parts]
 
         merge, partitions = loaded.recipe.merge.model_dump(mode="json"), loaded.recipe.partitions.model_dump(mode="json")
-        fusing = arm.initialisation not in (NONE, *(source.name for source in _all_sources(loaded)))
+        fusing = arm.initialisation not in (NONE, *(source.name for source in all_sources(loaded)))
         if arm.initialisation == TIMM:
             yield Step(
                 label("adapt", arm),
                 (ratios, ratios.with_name("checkpoint.safetensors"), ratios.with_name("log.csv")),
                 lambda: decided(merge, partitions, loaded.recipe.adapt.decisive()),
                 lambda: adapt_loaded(loaded, options=self._quiet, reporter=self.reporter),
+                origins,
             )
         if fusing:
             yield Step(
@@ -259,6 +249,7 @@ class Study:
                 lambda: fuse_loaded(
                     loaded, out=loaded.merge_path, plot=True, options=replace(self._quiet, force=True), reporter=self.reporter
                 ),
+                (*origins, ratios),
             )
         if loaded.recipe.target is None:
             return
@@ -268,6 +259,7 @@ class Study:
             (best, arm.log),
             lambda: decided(partitions, loaded.recipe.finetune.decisive(), files_identity([loaded.merge_path] if fusing else [])),
             lambda: finetune_loaded(loaded, options=self._quiet, reporter=self.reporter),
+            (*origins, loaded.merge_path) if fusing else origins,
         )
         if self._has_test(loaded.recipe.target):
             yield Step(
@@ -275,7 +267,55 @@ class Study:
                 (arm.metrics, arm.metrics.with_name("summary.json")),
                 lambda: [files_identity([best]), loaded.recipe.predict.model_dump(mode="json"), cohort_identity()],
                 lambda: self._evaluate(arm, best),
+                (best,),
             )
+        yield from self._submission(arm)
+
+    def _origins(self, arm: Arm) -> tuple[Path, ...]:
+        """Files of the sources that decide an arm's result: an arm that starts from one source does not wait for the others."""
+        loaded, init = arm.loaded, arm.initialisation
+        sources = loaded.recipe.sources if init in MERGES else tuple(source for source in all_sources(loaded) if source.name == init)
+        if loaded.recipe.architecture is None or loaded.recipe.finetune.init not in (NONE, *MERGES, *_names(loaded)):
+            # Where nothing else tells the network, it is that of the sources; a file to start from may be any of theirs.
+            sources = all_sources(loaded)
+        with_fisher = init in (IMM, TIMM) or loaded.recipe.finetune.regularise is not None
+        checkpoints = [loaded.checkpoint_path(source) for source in sources]
+        return (*checkpoints, *(loaded.fisher_path(source) for source in sources if with_fisher))
+
+    def _submission(self, arm: Arm) -> Iterator[Step]:
+        """Segmentations of the subjects whose truth a challenge keeps to itself."""
+        study = self.loaded.recipe.study
+        asked = None if study is None else study.submission
+        if (
+            asked is None
+            or asked.size not in (None, arm.size)
+            or arm.initialisation not in (asked.initialisations or (arm.initialisation,))
+        ):
+            return
+        data, how = self.loaded.data_path(asked.data), arm.loaded.recipe.predict
+        if not data.exists():
+            return
+
+        def identity() -> Any:
+            subjects = subjects_identity(find_dataset(data).subjects)
+            return [files_identity([arm.checkpoint]), subjects, how.model_dump(mode="json"), asked.format]
+
+        def action() -> object:
+            from mergekit3d.verbs.predict import predict
+
+            return predict(
+                arm.checkpoint,
+                data,
+                arm.submission,
+                patch_size=how.patch_size,
+                overlap=how.overlap,
+                mirror=how.mirror,
+                submission=asked.format,
+                options=replace(self._quiet, force=True),
+                reporter=self.reporter,
+            )
+
+        yield Step(label("submit", arm), (arm.submission / "predictions.json",), identity, action, (arm.checkpoint,))
 
     def _evaluate(self, arm: Arm, checkpoint: Path) -> object:
         from mergekit3d.prediction import inference_of, load_predictor, measure_subjects
@@ -303,6 +343,7 @@ class Study:
                 (folder / "slices.png",),
                 lambda: files_identity([*best, *(arm.metrics for arm in group)]),
                 lambda: write_slices(group, folder / "slices.png", options=self.options, reporter=self.reporter),
+                (*best, *(arm.metrics for arm in group)),
             )
             metrics = [arm.metrics for arm in _winner_first(group)]
             yield Step(
@@ -312,6 +353,7 @@ class Study:
                 lambda: compare(
                     metrics, out=folder, names=[arm.initialisation for arm in _winner_first(group)], force=True, reporter=self.reporter
                 ),
+                tuple(metrics),
             )
         if study.forgetting and any(self._has_test(source.target) for source in self.loaded.recipe.sources):
             merged = [arm for arm in group if arm.initialisation in MERGES]
@@ -329,6 +371,7 @@ class Study:
                     folder,
                     forgetting_matrix(self.loaded, [arm.loaded for arm in merged], options=self.options, reporter=self.reporter),
                 ),
+                (*inputs, *(self.loaded.fisher_path(source) for source in self.loaded.recipe.sources)),
             )
 
     def _architecture(self) -> Any:
@@ -342,8 +385,13 @@ class Study:
         return target is not None and has_test(self.loaded, target)
 
 
-def _all_sources(loaded: LoadedRecipe) -> tuple[SourceModel, ...]:
+def all_sources(loaded: LoadedRecipe) -> tuple[SourceModel, ...]:
+    """Sources, then baselines."""
     return (*loaded.recipe.sources, *loaded.recipe.baselines)
+
+
+def _names(loaded: LoadedRecipe) -> tuple[str, ...]:
+    return tuple(source.name for source in all_sources(loaded))
 
 
 def label(verb: str, arm: Arm, *, with_initialisation: bool = True) -> str:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from mergekit3d.errors import Problems, RecipeError
+from mergekit3d.options import DEFAULT_OPTIONS
 from mergekit3d.plan.target import open_cohort
+from mergekit3d.progress import SILENT, Reporter, Silent
 from mergekit3d.recipe import load_recipe
 from mergekit3d.recipe.text import recipe_text
 from mergekit3d.steps import subjects_identity
+from mergekit3d.study import Study
 from mergekit3d.verbs.report import report
 from mergekit3d.verbs.run import run
 
@@ -51,6 +55,11 @@ def ran(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path], Pa
 def names_done(root: Path, *overrides: str) -> list[str]:
     """Names of the steps that a run carries out."""
     return [step.name for step in run(root / "small.yaml", overrides=overrides).steps if step.done]
+
+
+def planned(root: Path, *overrides: str, reporter: Reporter = SILENT) -> Study:
+    """The study, before any step."""
+    return Study(load_recipe(root / "small.yaml", overrides=overrides), DEFAULT_OPTIONS, reporter)
 
 
 def test_run_writes_every_result(ran: Path) -> None:
@@ -119,6 +128,77 @@ def test_mean_imm_is_an_initialisation(ran: Path) -> None:
     done = names_done(ran, "study.initialisations=[mean-imm]", "study.forgetting=false")
 
     assert ["fuse mean-imm seed 0", "finetune mean-imm seed 0", "evaluate mean-imm seed 0"] == done
+
+
+def test_size_may_name_its_own_initialisations(ran: Path) -> None:
+    """They stand in for those of the study at that size, as the paper's joint baselines do at 8 %."""
+    sizes = "{a: {train: 1, validation: 1, test: 1}, b: {train: 2, validation: 1, test: 1, initialisations: [none, m1]}}"
+    study = planned(ran, f"study.sizes={sizes}")
+
+    assert [("a", "none"), ("a", "timm"), ("b", "none"), ("b", "m1")] == [(arm.size, arm.initialisation) for arm in study.arms]
+
+
+def test_every_size_has_its_subjects_before_any_work(ran: Path) -> None:
+    """All sizes that lack some are told together; a study must not find out at its last one."""
+    sizes = "{a: {train: 9, test: 1}, b: {train: 1, test: 1}, c: {train: 1, test: 9}}"
+
+    with pytest.raises(Problems, match=r"9 train \+ 1 test = 10(.|\n)*1 train \+ 9 test = 10"):
+        planned(ran, f"study.sizes={sizes}").check()
+
+
+def test_random_start_does_not_depend_on_the_sources(ran: Path) -> None:
+    """An arm waits for, and is repeated with, what it starts from alone."""
+    steps = {step.name: step for step in planned(ran, "study.initialisations=[none, m2, timm]").steps()}
+    origins = {
+        init: {path.relative_to(ran / "small").parts[0] for path in steps[f"finetune {init} seed 0"].inputs} for init in ("none", "m2")
+    }
+
+    assert {"none": set(), "m2": {"m2"}} == origins
+    assert {"m1", "m2"} == {path.relative_to(ran / "small").parts[0] for path in steps["adapt timm seed 0"].inputs}
+
+
+def test_every_input_that_a_step_waits_for_is_made_by_one_before_it(ran: Path) -> None:
+    """So that an order by inputs is an order at all."""
+    made: set[Path] = set()
+    for step in planned(ran).steps():
+        own = {path for path in step.inputs if path.suffix in (".safetensors", ".csv") and "fused" not in path.name}
+        assert own <= made
+        made |= set(step.outputs)
+
+
+def test_submission_segments_subjects_of_another_folder(ran: Path) -> None:
+    """With each network that is asked for, in the challenge's labels; the next run keeps them."""
+    override = "study.submission={data: brats, initialisations: [timm]}"
+
+    assert "submit timm seed 0" in names_done(ran, override)
+    assert 5 == len(list((ran / "small/timm/submission").glob("*.nii.gz")))
+    assert [] == names_done(ran, override)
+
+
+def test_submission_without_its_folder_is_left_out_aloud(ran: Path) -> None:
+    """Not everyone has an online set; the rest of the study goes on."""
+    told: list[str] = []
+    reporter = Silent()
+    reporter.warn = told.append  # type: ignore[method-assign]
+    study = planned(ran, "study.submission={data: nowhere}", reporter=reporter)
+    study.check()
+
+    assert "study.submission is left out" in told[0]
+    assert not any(step.name.startswith("submit") for step in study.steps())
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("study.submission={data: brats, size: 4 %}", "unknown size"),
+        ("study.submission={data: brats, initialisations: [imm]}", "no such network to submit"),
+        ("study.sizes={a: {train: 1, test: 1, initialisations: [joint]}}", "unknown initialisation"),
+    ],
+)
+def test_names_of_a_study_are_checked(ran: Path, override: str, said: str) -> None:
+    """Before any work."""
+    with pytest.raises(RecipeError, match=said):
+        planned(ran, override).check()
 
 
 def test_touched_subject_is_out_of_date(ran: Path) -> None:

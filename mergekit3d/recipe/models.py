@@ -374,6 +374,26 @@ class PredictModel(Model):
     batch_size: PositiveInt = Field(1, description="windows at once")
 
 
+class SizeModel(SplitModel):
+    """A size of the target's training set in a study: a split, and what is compared there."""
+
+    initialisations: tuple[str, ...] | None = Field(None, min_length=1, description="at this size; left out: those of the study")
+
+    @property
+    def split(self) -> SplitModel:
+        """The split alone."""
+        return SplitModel(**{name: getattr(self, name) for name in SplitModel.model_fields})
+
+
+class SubmissionModel(Model):
+    """Subjects without labels that a study's fine-tuned networks segment, for a challenge that keeps the truth to itself."""
+
+    data: str = Field(description="folder of the subjects, or a name from data; where it is not there, this is left out, with a warning")
+    format: Literal["brats"] = Field("brats", description="label ids to write: brats (4, 1, 2 from ET, TC, WT)")
+    size: str | None = Field(None, description="size whose networks segment them; left out: all sizes")
+    initialisations: tuple[str, ...] | None = Field(None, min_length=1, description="whose networks; left out: all of the size")
+
+
 class StudyModel(Model):
     """A comparison of initialisations, as in the paper's Tables 2 to 4; without a target, of merges on the sources' tasks."""
 
@@ -382,9 +402,10 @@ class StudyModel(Model):
         min_length=1,
         description="none, names of sources or baselines, imm, mean-imm, timm; without a target: imm, mean-imm",
     )
-    sizes: dict[str, SplitModel] = Field({}, description="splits of the target by name (4 %, 8 % ...); left out: the target's own")
+    sizes: dict[str, SizeModel] = Field({}, description="splits of the target by name (4 %, 8 % ...); left out: the target's own")
     seeds: tuple[Count, ...] = Field((0,), min_length=1, description="seeds of adaptation and fine-tuning")
     forgetting: bool = Field(True, description="evaluate the merges with each source's private tensors on that source's test subjects")
+    submission: SubmissionModel | None = Field(None, description="unlabelled subjects to segment for a challenge, such as an online set")
 
 
 class Recipe(Model):

@@ -81,8 +81,9 @@ def test_values_by_name_have_a_name_of_their_own(texts):
 
 
 def test_overrides_need_a_key_and_an_equals_sign():
-    """The value may be empty or hold further signs."""
-    assert ("a.b=1", "c=", "d=x=y") == overrides_of(["a.b=1", "c=", "d=x=y"])
+    """The value may be empty or hold further signs, and names that a recipe gives may hold spaces."""
+    good = ("a.b=1", "c=", "d=x=y", "study.sizes.100 %.train=205")
+    assert good == overrides_of(good)
     for text in ("a.b", "=1", "a b=1"):
         with pytest.raises(UsageError, match=r"wanted KEY\.PATH=VALUE"):
             overrides_of([text])
