@@ -187,17 +187,27 @@ def run(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", show_default=False)] = None,
     *,
     overrides: Overrides = None,
+    devices: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Share the steps of a study among these devices (cuda:0,cuda:1).")
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of a study at once on each device.")] = 1,
     options: Options,
     reporter: Reporter,
 ) -> Result:
     """Carry out every step of a recipe that is out of date.
 
+    Steps of a study run side by side on all visible GPUs, one on each, unless told otherwise.
+
     Examples:
 
       mergekit3d run timm.yaml
+
+      mergekit3d run recipes/paper/timm2019.yaml --devices cuda:0,cuda:1
     """
     recipe = needed(recipe, "run", RECIPE, example="run timm.yaml")
-    return mergekit3d.run(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+    return mergekit3d.run(
+        recipe, overrides=overrides_of(overrides), devices=names_of(devices) or (), jobs=jobs, options=options, reporter=reporter
+    )
 
 
 def _refuse_beside_recipe(given: list[str]) -> None:

@@ -59,8 +59,7 @@ def carry_out(steps: Sequence[Step], out: Path, *, force: bool, tell: Callable[[
     """
     outcomes = []
     for number, step in enumerate(steps, 1):
-        stamp = out / FOLDER / f"{json_digest(step.name)[:16]}.json"
-        identity = json_digest([VERSION, step.name, step.identity()])
+        stamp, identity = _stamp(step, out), _identity(step)
         fresh = not force and _is_current(stamp, identity, step.outputs)
         tell(f"[{number}/{len(steps)}] {step.name}{': up to date' if fresh else ''}")
         if not fresh:
@@ -69,6 +68,24 @@ def carry_out(steps: Sequence[Step], out: Path, *, force: bool, tell: Callable[[
             write_json(stamp, {"step": step.name, "identity": identity, "outputs": [file_digest(path) for path in step.outputs]})
         outcomes.append(StepOutcome(step.name, not fresh))
     return outcomes
+
+
+def is_up_to_date(step: Step, out: Path) -> bool:
+    """Whether a step's result is there and still what it would be.
+
+    Args:
+        step: whose inputs are there.
+        out: the recipe's output folder.
+    """
+    return _is_current(_stamp(step, out), _identity(step), step.outputs)
+
+
+def _stamp(step: Step, out: Path) -> Path:
+    return out / FOLDER / f"{json_digest(step.name)[:16]}.json"
+
+
+def _identity(step: Step) -> str:
+    return json_digest([VERSION, step.name, step.identity()])
 
 
 def _is_current(stamp: Path, identity: str, outputs: Sequence[Path]) -> bool:

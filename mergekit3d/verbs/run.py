@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ def run(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    devices: Sequence[str] = (),
+    jobs: int = 1,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> RunResult:
@@ -57,6 +59,9 @@ def run(
     Args:
         recipe: YAML file.
         overrides: ``key.path=value`` each.
+        devices: names (cuda:0, cuda:1 ...) of those that share the steps of a study; empty: ``options.device``, and all visible
+            GPUs where that is auto.
+        jobs: steps at once on each device, each in a process of its own.
         options: device, precision, seed, output folder; ``force`` repeats every step.
         reporter: where progress goes.
 
@@ -66,23 +71,38 @@ def run(
     Raises:
         MergeKit3DError: problems of the recipe and its data before any work, or of a step.
     """
-    return run_loaded(load_recipe(recipe, overrides=overrides, out=options.out), options=options, reporter=reporter)
+    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+    return run_loaded(loaded, devices=devices, jobs=jobs, options=options, reporter=reporter)
 
 
-def run_loaded(loaded: LoadedRecipe, *, options: Options = DEFAULT_OPTIONS, reporter: Reporter = SILENT) -> RunResult:
+def run_loaded(
+    loaded: LoadedRecipe,
+    *,
+    devices: Sequence[str] = (),
+    jobs: int = 1,
+    options: Options = DEFAULT_OPTIONS,
+    reporter: Reporter = SILENT,
+) -> RunResult:
     """Carry out a recipe that is loaded already; see `run`."""
+    from mergekit3d.parallel import carry_out_parallel, slots_for
     from mergekit3d.plan.whole import check_whole
     from mergekit3d.reporting.record import write_record
     from mergekit3d.steps import carry_out
     from mergekit3d.study import Study
     from mergekit3d.study_results import study_record
 
-    study = Study(loaded, options, reporter)
+    slots = slots_for(options, devices, jobs)
+    study = Study(loaded, replace(options, device=slots[0]), reporter)
     check_whole(loaded)
     study.check()
     with output_lock(loaded.out):
         write_record(loaded.out, study_record(study))
-        outcomes = carry_out(list(study.steps()), loaded.out, force=options.force, tell=reporter.info)
+        steps = list(study.steps())
+        if len(slots) > 1 and loaded.recipe.study is not None:
+            outcomes = carry_out_parallel(loaded, steps, slots=slots, options=options, reporter=reporter)
+        else:
+            # Without a study each step needs the one before it, and some write beside one another.
+            outcomes = carry_out(steps, loaded.out, force=options.force, tell=reporter.info)
         forgetting = [study.folder_of(group) / "forgetting.json" for group in study.groups()]
         if not any(path.exists() for path in (*forgetting, *(arm.metrics for arm in study.arms))):
             return RunResult(loaded.out, tuple(outcomes), None, [])
