@@ -99,3 +99,20 @@ def bootstrap_interval(values: NDArray[np.float64], generator: np.random.Generat
     slices = [values[generator.integers(values.size, size=(RESAMPLES // 20, values.size))].mean(axis=1) for _ in range(20)]
     low, high = np.percentile(np.concatenate(slices), (2.5, 97.5))
     return float(low), float(high)
+
+
+def student_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean by Student's t; NaN with fewer than 2 values that are defined.
+
+    Args:
+        values: one a seed, or a draw of subjects; NaN is left out.
+    """
+    from scipy import stats
+
+    defined = [value for value in values if not math.isnan(value)]
+    if len(defined) < 2:
+        return math.nan, math.nan
+    mean = math.fsum(defined) / len(defined)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in defined) / (len(defined) - 1))
+    half = float(stats.t.ppf(0.975, len(defined) - 1)) * deviation / math.sqrt(len(defined))
+    return mean - half, mean + half

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mergekit3d.paired import EXACT, MOST_EXACT, NORMAL, SignedRank, bootstrap_interval, holm, paired_differences, signed_rank
+from mergekit3d.paired import (
+    EXACT,
+    MOST_EXACT,
+    NORMAL,
+    SignedRank,
+    bootstrap_interval,
+    holm,
+    paired_differences,
+    signed_rank,
+    student_interval,
+)
 
 
 def test_differences_carry_no_rounding_noise():
@@ -80,3 +90,14 @@ def test_bootstrap_interval_is_a_function_of_its_seed():
 def test_bootstrap_of_one_value_is_undefined():
     """One subject tells nothing about the spread."""
     assert all(math.isnan(end) for end in bootstrap_interval(np.array([0.5]), np.random.default_rng(0)))
+
+
+def test_student_interval_of_three_values():
+    """1, 2, 3: the mean 2 plus and minus 4.302653 (two degrees of freedom) times 1 over the square root of 3; NaN is left out."""
+    half = 4.302653 / math.sqrt(3)
+    assert student_interval([1.0, math.nan, 2.0, 3.0]) == pytest.approx((2 - half, 2 + half), abs=1e-6)
+
+
+def test_student_interval_needs_two_values():
+    """One tells nothing of the spread."""
+    assert all(map(math.isnan, student_interval([1.0, math.nan])))

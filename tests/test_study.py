@@ -73,6 +73,8 @@ def test_run_writes_every_result(ran: Path) -> None:
         "forgetting.json",
         "slices.png",
         "report.html",
+        *(f"tables/table-{number}.{ending}" for number in (1, 2, 3, 4) for ending in ("csv", "md")),
+        *(f"figures/figure-{number}.png" for number in (3, 4, 5)),
     ]
 
     assert [] == [name for name in expected if not (out / name).is_file()]

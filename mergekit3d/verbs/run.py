@@ -56,6 +56,8 @@ def run(
 ) -> RunResult:
     """Carry out a recipe: train, Fisher, adapt, fuse, fine-tune, evaluate, compare, report; only what is out of date.
 
+    A study leaves the paper's tables and figures in OUT/tables and OUT/figures too.
+
     Args:
         recipe: YAML file.
         overrides: ``key.path=value`` each.
@@ -109,8 +111,14 @@ def run_loaded(
         from mergekit3d.reporting.collect import collect
         from mergekit3d.reporting.report import REPORT_NAME, write_report
         from mergekit3d.reporting.tables import print_tables
+        from mergekit3d.study_figures import write_figures
+        from mergekit3d.study_tables import FOLDER as TABLES
+        from mergekit3d.study_tables import write_tables
 
         results, report = collect(loaded.out), loaded.out / REPORT_NAME
-        if any(outcome.done for outcome in outcomes) or not report.exists():
+        if any(outcome.done for outcome in outcomes) or not report.exists() or not (loaded.out / TABLES).exists():
+            if loaded.recipe.study is not None:
+                write_tables(study, results)
+                write_figures(study, results)
             write_report(results, report)
     return RunResult(loaded.out, tuple(outcomes), report, list(print_tables(results)))
