@@ -47,9 +47,17 @@ def data(tmp_path_factory: pytest.TempPathFactory, make_data: Callable[[Path], P
 
 def test_every_recipe_of_the_issue_is_there() -> None:
     """Sources, both merges, the whole transfer, the demo, and the paper's experiment."""
-    assert {"m1.yaml", "m2.yaml", "imm.yaml", "timm.yaml", "transfer.yaml", "demo.yaml", "sequential.yaml", "paper/timm2019.yaml"} <= set(
-        NAMES
-    )
+    assert {
+        "m1.yaml",
+        "m2.yaml",
+        "imm.yaml",
+        "timm.yaml",
+        "transfer.yaml",
+        "demo.yaml",
+        "sequential.yaml",
+        "paper/timm2019.yaml",
+        "paper/small.yaml",
+    } <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,12 +93,24 @@ def test_merges_are_planned(name: str, method: str, data: Path) -> None:
     assert "random" == outcomes["encoder.0.input.norm.weight"]
 
 
+def test_joint_baselines_of_the_paper_start_at_8_percent_alone() -> None:
+    """As in its Table 2; the other five start at every size."""
+    recipe = load_recipe(RECIPES / "paper/timm2019.yaml")
+    by_size: dict[str, list[str]] = {}
+    for arm in Study(recipe, DEFAULT_OPTIONS, SILENT).arms:
+        by_size.setdefault(arm.size, []).append(arm.initialisation)
+    five = ["none", "m1", "m2", "imm", "timm"]
+
+    assert {"4 %": five, "8 %": [*five, "joint-1-14", "joint-1-7", "joint-8-14"], "100 %": five} == by_size
+
+
 @pytest.mark.parametrize(
     ("name", "splits", "first", "last"),
     [
         ("transfer.yaml", ["target"], "train m1", "evaluate timm seed 0"),
         ("demo.yaml", ["target"], "train m1", "forgetting seed 0"),
         ("sequential.yaml", ["sources.m3.target"], "train m1", "forgetting seed 0"),
+        ("paper/small.yaml", ["study.sizes.4 subjects", "study.sizes.16 subjects"], "train m1", "forgetting at 16 subjects seed 4"),
         ("paper/timm2019.yaml", ["study.sizes.4 %", "study.sizes.8 %", "study.sizes.100 %"], "train m1", "forgetting at 100 % seed 0"),
     ],
 )
@@ -103,7 +123,7 @@ def test_whole_recipes_are_planned(name: str, splits: list[str], first: str, las
         f"sources.m2.target.split={SKIPPED}",
     ]
     overrides += [f"{split}.split={SMALL}" if split.endswith("target") else f"{split}={SMALL}" for split in splits]
-    if name.startswith("paper"):
+    if "timm2019" in name:
         overrides += [f"baselines.{joint}.target.split={SMALL}" for joint in ("joint-1-14", "joint-1-7", "joint-8-14")]
     loaded = load_recipe(RECIPES / name, overrides=overrides)
     study = Study(loaded, DEFAULT_OPTIONS, SILENT)
