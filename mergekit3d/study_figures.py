@@ -7,8 +7,8 @@ from pathlib import Path
 from mergekit3d.plots.differences import differences_figure
 from mergekit3d.plots.ratios import ratios_figure
 from mergekit3d.plots.style import save_figure
-from mergekit3d.report.evidence import paired
-from mergekit3d.report.results import StudyResults
+from mergekit3d.reporting.evidence import paired
+from mergekit3d.reporting.results import StudyResults
 from mergekit3d.storage.atomic import write_bytes
 from mergekit3d.study import Study, slug
 

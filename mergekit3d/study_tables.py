@@ -14,8 +14,8 @@ from mergekit3d.metrics import defined_mean, mean_over_regions
 from mergekit3d.paired import student_interval
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.recipe.models import TargetModel
-from mergekit3d.report.evidence import arm_dice
-from mergekit3d.report.results import Adaptation, Arm, StudyResults, display_name
+from mergekit3d.reporting.evidence import arm_dice
+from mergekit3d.reporting.results import Adaptation, Arm, StudyResults, display_name
 from mergekit3d.storage.atomic import write_text
 from mergekit3d.study import Study, all_sources
 

@@ -8,7 +8,7 @@ import math
 import pytest
 
 from mergekit3d.metrics import SubjectMetrics
-from mergekit3d.report.results import Adaptation, Arm, StudyResults
+from mergekit3d.reporting.results import Adaptation, Arm, StudyResults
 from mergekit3d.study_tables import PaperTable, _dice, _lengths
 
 
