@@ -305,17 +305,17 @@ def test_bad_constraints_get_one_clear_line(trained: Path, tmp_path: Path, chang
 
 
 def test_subject_without_a_modality_is_named(trained: Path, tmp_path: Path) -> None:
-    """A missing file of one subject is told with the subject's name, what it has, and what to do."""
+    """A missing file of one subject is told with the subject's number, what it has, and what to do."""
     shutil.copytree(trained / "brats", tmp_path / "brats")
     (tmp_path / "brats/HGG/Brats18_X_1_1/Brats18_X_1_1_t1ce.nii.gz").unlink()
     code, output = call("adapt", "--recipe", trained / "timm.yaml", "--set", f"target.data={tmp_path / 'brats'}", "--out", tmp_path / "out")
 
     assert 65 == code
-    assert "a subject lacks a modality: subject Brats18_X_1_1" in output
+    assert "a subject lacks a modality: subject 2: wanted" in output
 
 
 def test_label_outside_the_map_is_refused(trained: Path, tmp_path: Path) -> None:
-    """A BraTS label map with a foreign id is refused with the subject's name and the id."""
+    """A BraTS label map with a foreign id is refused with the subject's number and the id."""
     shutil.copytree(trained / "brats", tmp_path / "brats")
     for path in (tmp_path / "brats").rglob("*_seg.nii.gz"):
         image = nibabel.load(path)
