@@ -89,9 +89,7 @@ def convert(
         Path | None,
         typer.Option(metavar="CKPT", help="Take plans and the like over from this checkpoint, or data set of nnUNet_preprocessed."),
     ] = None,
-    allow_code: Annotated[
-        str | None, typer.Option(metavar="SHA256", help="Run the expressions of this MONAI bundle to tell its network.")
-    ] = None,
+    allow_code: Annotated[str | None, typer.Option(metavar="SHA256", help="Run the code of this very MONAI bundle or pickle.")] = None,
     force: Force = False,
 ) -> Result:
     """Write a checkpoint in another format, every tensor bit for bit.

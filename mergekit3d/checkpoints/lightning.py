@@ -12,7 +12,8 @@ from typing import Any
 from mergekit3d.checkpoints.archive import begins_as_zip, pickle_names
 from mergekit3d.checkpoints.checkpoint import Checkpoint
 from mergekit3d.checkpoints.formats import Format, check_file, register
-from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, load, strip_prefixes
+from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, strip_prefixes
+from mergekit3d.checkpoints.unpickling import load
 
 WORDS = ("pytorch-lightning_version", "state_dict")
 

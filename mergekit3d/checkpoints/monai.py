@@ -20,7 +20,8 @@ from mergekit3d.checkpoints.bundle_writing import configs_of
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
 from mergekit3d.checkpoints.formats import Format, check_file, recognise, register
 from mergekit3d.checkpoints.metadata import CHECKPOINT, KEY, Metadata, parse_metadata
-from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, load, save_torch, state_of, strip_prefixes
+from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, save_torch, state_of, strip_prefixes
+from mergekit3d.checkpoints.unpickling import load
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.storage.atomic import write_bytes
 

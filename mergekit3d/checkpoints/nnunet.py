@@ -18,7 +18,8 @@ from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
 from mergekit3d.checkpoints.formats import Format, check_file, register
 from mergekit3d.checkpoints.metadata import CHECKPOINT, KEY, Metadata, TaskSpec
 from mergekit3d.checkpoints.nnunet_plans import DATASET_KEYS, network_of_plans, task_of_plans
-from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, load, metadata_in, save_torch, state_of, strip_prefixes
+from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, metadata_in, save_torch, state_of, strip_prefixes
+from mergekit3d.checkpoints.unpickling import load
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.storage.atomic import write_json
 from mergekit3d.storage.seal import json_digest

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -19,6 +17,7 @@ from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, buffer_of
 from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
 from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
 from mergekit3d.checkpoints.reading import places_in_archive, reader
+from mergekit3d.checkpoints.unpickling import load
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
@@ -153,61 +152,6 @@ def _entry(name: str, tensor: Any, file_size: int, path: Path) -> TensorEntry:
             "cannot use the tensor", where=f"{path}: {name}", wanted="at most the size of its file", found=f"{entry.nbytes} bytes"
         )
     return entry
-
-
-def load(path: Path, content: bytes | None = None) -> Any:
-    """What a file of torch holds: tensors and plain data alone; numpy's scalars come too.
-
-    Args:
-        path: the file, or what stands for it in error texts.
-        content: its content, where it is not at `path`.
-
-    Raises:
-        InputError: damaged, or a pickle of anything else.
-    """
-    import torch
-
-    try:
-        file = path if content is None else io.BytesIO(content)
-        zipped = zipfile.is_zipfile(file)
-        if zipped:
-            with zipfile.ZipFile(file) as archive:
-                broken = archive.testzip()
-            if broken is not None:
-                raise InputError("the file is damaged", where=path, found="a wrong checksum inside", todo="restore it from a copy")
-        if content is not None:
-            file = io.BytesIO(content)
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_scalars()):
-            warnings.simplefilter("ignore")  # about odd bytes; what matters comes as an error
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped and content is None)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            "refused to unpickle", where=path, wanted="tensors and plain data", found=_culprit(error), todo="save its state_dict() alone"
-        ) from error
-    except InputError:
-        raise
-    except Exception as error:  # a damaged archive or pickle can raise anything
-        raise InputError(
-            "cannot read the checkpoint", where=path, found=f"a damaged file ({type(error).__name__})", todo="restore it from a copy"
-        ) from error
-
-
-def _numpy_scalars() -> list[Any]:
-    """What the learning curves in nnU-Net's checkpoints are made of: numpy's scalars, which hold a number and run no code."""
-    import numpy as np
-
-    scalar = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function has no public name
-    # Files written with numpy before 2.0 name the module numpy.core.
-    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, np.dtypes.Float32DType, np.dtypes.Float64DType]
-
-
-def _culprit(error: Exception) -> str:
-    """What the unpickler refused: the class that it names, in a line."""
-    text = str(error)
-    for marker in ("GLOBAL ", "Unsupported global: ", "Unsupported class "):
-        if marker in text:
-            return text.split(marker, 1)[1].split(maxsplit=1)[0].strip("`.,") or "another object"
-    return "another object"
 
 
 def find_state_dict(content: Any, path: Path) -> dict[str, Any]:

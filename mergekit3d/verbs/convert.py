@@ -14,6 +14,9 @@ from mergekit3d.errors import UsageError
 from mergekit3d.storage.atomic import refuse_existing
 from mergekit3d.storage.lock import output_lock
 
+PICKLES = ("pt", "nnunet", "lightning")
+"""Formats that are unpickled."""
+
 
 @dataclass(frozen=True)
 class ConvertResult:
@@ -66,7 +69,8 @@ def convert(
         to: name of the format; None: what the ending of `out` asks for, and nnU-Net's own where the checkpoint comes from it.
         like: a checkpoint of the format to write whose other content (plans, configuration, scripts) is taken over; for nnU-Net also the
             folder of a data set in nnUNet_preprocessed.
-        allow_code: sha256 of the configurations and scripts of a MONAI bundle, whose expressions may run to tell its network.
+        allow_code: sha256 of the configurations and scripts of a MONAI bundle, whose expressions may run to tell its network; or of a
+            pickle that holds more than tensors and plain data, which may run code as it is read.
         force: replace what stands there.
 
     Returns:
@@ -82,11 +86,7 @@ def convert(
     if out.resolve() == path.resolve():
         raise UsageError("the output is the input", where=out, todo="give another name")
     refuse_existing(out, force=force)
-    opened = open_checkpoint(path)
-    if allow_code is not None:
-        from mergekit3d.checkpoints.bundle_code import with_network_by_code
-
-        opened = with_network_by_code(opened, allow_code)
+    opened = open_checkpoint(path) if allow_code is None else _with_code(path, allow_code)
     metadata = described(opened)
     written = FORMATS.get(to) if to is not None else format_for(out, metadata)
     with output_lock(out.parent):
@@ -94,6 +94,21 @@ def convert(
     assert sealed.seal is not None
     code = opened.metadata.origin.get("code") if opened.is_foreign and opened.metadata is not None else None
     return ConvertResult(path, out, recognised_format(path).name, written.name, len(opened.entries), sealed.seal["tensors"], code)
+
+
+def _with_code(path: Path, allowed: str) -> Checkpoint:
+    """A checkpoint some of whose code may run: the expressions of a bundle, or a pickle that is more than tensors and plain data.
+
+    Raises:
+        UsageError: it has no code, or other code than was allowed.
+    """
+    from mergekit3d.checkpoints.bundle_code import with_network_by_code
+    from mergekit3d.checkpoints.unpickling import code_allowed
+
+    if recognised_format(path).name not in PICKLES:
+        return with_network_by_code(open_checkpoint(path), allowed)
+    with code_allowed(allowed):
+        return open_checkpoint(path)
 
 
 def described(opened: Checkpoint) -> Metadata:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import random
@@ -146,7 +147,11 @@ def test_pickle_that_runs_code_is_refused(tmp_path, zipped):
     torch.save({"state_dict": TENSORS, "extra": Gadget(tmp_path / "ran")}, tmp_path / "m1.pt", _use_new_zipfile_serialization=zipped)
 
     text = refusal(tmp_path / "m1.pt")
-    assert f"refused to unpickle: {tmp_path}/m1.pt: wanted tensors and plain data, found posix.system; save its state_dict() alone" == text
+    digest = hashlib.sha256((tmp_path / "m1.pt").read_bytes()).hexdigest()
+    assert (
+        f"refused to unpickle: {tmp_path}/m1.pt: wanted tensors and plain data, found posix.system; save its state_dict() alone, "
+        f"or, where you trust its author with this machine, convert it with --allow-code {digest}"
+    ) == text
     assert not (tmp_path / "ran").exists()
 
 

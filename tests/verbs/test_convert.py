@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -140,3 +144,29 @@ def test_damaged_checkpoint_is_not_written_anew(tmp_path):
     with pytest.raises(InputError, match="the file is damaged"):
         convert(tmp_path / "m1.safetensors", tmp_path / "m1.pt")
     assert not (tmp_path / "m1.pt").exists()
+
+
+class Hyperparameters:
+    """What makes a checkpoint more than tensors and plain data."""
+
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_pickle_that_the_user_allows_by_its_hash(tmp_path, monkeypatch):
+    """Its code runs for that very file alone; what is written is tensors, which every command reads."""
+    monkeypatch.chdir(tmp_path)
+    state = {"weight": torch.arange(6.0).reshape(2, 3)}
+    torch.save({"state_dict": state, "hyper_parameters": Hyperparameters()}, "m1.pt")
+    digest = hashlib.sha256(Path("m1.pt").read_bytes()).hexdigest()
+    with pytest.raises(InputError, match=f"refused to unpickle: m1.pt: .*--allow-code {digest}"):
+        convert("m1.pt", "m1.safetensors")
+    with pytest.raises(UsageError, match=f"the file is not the one that was allowed: m1.pt: wanted {'0' * 64}, found another sha256"):
+        convert("m1.pt", "m1.safetensors", allow_code="0" * 64)
+    assert not Path("ran").exists()
+
+    convert("m1.pt", "m1.safetensors", allow_code=digest)
+    assert Path("ran").exists()
+    assert torch.equal(state["weight"], torch.from_numpy(open_checkpoint("m1.safetensors").read("weight")))
+    with pytest.raises(InputError, match="refused to unpickle"):
+        open_checkpoint("m1.pt")
