@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from mergekit3d.errors import InputError, UsageError
+from mergekit3d.errors import InputError, LockedError, UsageError
 from mergekit3d.options import Options
 from mergekit3d.parallel import slots_for
 from mergekit3d.progress import Silent
+from mergekit3d.storage.lock import LOCK_NAME, output_lock
 from mergekit3d.verbs.run import run
 
 RECIPE = """
@@ -110,7 +111,8 @@ def test_stopped_run_goes_on_to_the_same_bits(alone: Path, tmp_path: Path, numbe
     wait_for(tmp_path / "out/none/finetune/snapshot.pt", process)
     process.send_signal(number)
     assert code == process.wait(timeout=60), process.communicate()
-    wait_until_free(tmp_path / "out/none/finetune")
+    for lock in (tmp_path / "out").rglob(LOCK_NAME):  # each step's process ends in its own time
+        wait_until_free(lock.parent)
     run(alone / "small.yaml", options=Options(out=tmp_path / "out"))
 
     assert weights(alone / "small") == weights(tmp_path / "out")
@@ -128,9 +130,6 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 def wait_until_free(folder: Path) -> None:
     """Until no process writes there."""
-    from mergekit3d.errors import LockedError
-    from mergekit3d.storage.lock import output_lock
-
     for _ in range(1200):
         try:
             with output_lock(folder):
