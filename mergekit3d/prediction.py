@@ -289,5 +289,5 @@ def open_subjects(
 ) -> SubjectStore:
     """Images of subjects, each prepared once and not kept; numbered by their place in the data set."""
     wanted: Mapping[str, Subject] = {subject.name: subject for subject in subjects}
-    numbered = {number: wanted[known.name] for number, known in enumerate(dataset.subjects, 1) if known.name in wanted}
+    numbered = {known.number: wanted[known.name] for known in dataset.subjects if known.name in wanted}
     return SubjectStore(numbered, task, vocabulary=dataset.vocabulary, with_target=with_target, capacity_bytes=0, reporter=reporter)

@@ -83,8 +83,7 @@ def _dataset(root: Path, layout: Layout, subjects: Sequence[Subject]) -> Dataset
     places = [[folder / name for folder in (root, root.parent) if (folder / name).is_file()] for name in layout.descriptions]
     descriptions = tuple(found_at[0] for found_at in places if found_at)
     remarks = () if layout.remarks is None else tuple(layout.remarks(root, subjects))
-    by_name = sorted(subjects, key=lambda subject: subject.name)
-    ordered = tuple(replace(subject, number=number) for number, subject in enumerate(by_name, 1))
+    ordered = tuple(sorted(subjects, key=lambda subject: subject.name))
     if layout.suffixes:
         return Dataset(root.parent, layout.name, ordered, vocabulary, (root,), remarks)
     return Dataset(root, layout.name, ordered, vocabulary, descriptions, remarks)

@@ -24,7 +24,7 @@ class Subject:
         channels: of the modalities that share a 4D file, which of its volumes they are.
         part: train, validation, test or unlabelled, where the data set itself tells.
         fold: of a cross-validation, where the data set itself tells.
-        number: its place in the data set, from 1.
+        number: its place in the data set, from 1; 0: in none yet.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Dataset:
     Args:
         root: the folder; that of the list.
         layout: name of the layout that found them.
-        subjects: sorted by name.
+        subjects: sorted by name; those without a number take their place as it.
         vocabulary: label ids that may occur in this layout.
         descriptions: files beside the images without which the data set cannot be read.
         remarks: what is missing or odd in the data set as a whole.
@@ -65,3 +65,7 @@ class Dataset:
     vocabulary: Vocabulary
     descriptions: tuple[Path, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        numbered = (subject if subject.number else replace(subject, number=place) for place, subject in enumerate(self.subjects, 1))
+        object.__setattr__(self, "subjects", tuple(numbered))

@@ -72,7 +72,7 @@ def places(dataset: Dataset, subjects: Sequence[Subject]) -> list[Place]:
     Raises:
         UsageError: a file belongs to two images, or lies outside of the folder.
     """
-    numbers = {subject.name: number for number, subject in enumerate(dataset.subjects, 1)}
+    numbers = {subject.name: subject.number for subject in dataset.subjects}
     files = {subject.name: _relative(dataset.root, subject, numbers[subject.name]) for subject in dataset.subjects}
     owners: dict[PurePath, set[str]] = {}
     for name, own in files.items():

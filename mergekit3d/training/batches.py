@@ -71,14 +71,14 @@ def workers_of(asked: int | None, runtime: Runtime, group: ProcessGroup = ALONE)
 def open_store(cohort: Cohort, parts: Iterable[str], reporter: Reporter, *, folder: Path | None = None) -> SubjectStore:
     """The subjects of some parts of the split, prepared when asked for; numbered by their place in the data set."""
     wanted = {subject.name for part in parts for subject in cohort.subjects(part)}
-    numbered = {number: subject for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in wanted}
+    numbered = {subject.number: subject for subject in cohort.dataset.subjects if subject.name in wanted}
     return SubjectStore(numbered, cohort.task, vocabulary=cohort.dataset.vocabulary, folder=folder, reporter=reporter)
 
 
 def numbers_of(cohort: Cohort, part: str) -> list[int]:
     """Numbers of the subjects of a part of the split."""
     names = {subject.name for subject in cohort.subjects(part)}
-    return [number for number, subject in enumerate(cohort.dataset.subjects, 1) if subject.name in names]
+    return [subject.number for subject in cohort.dataset.subjects if subject.name in names]
 
 
 def training_data(
@@ -162,7 +162,7 @@ def _unlabelled_store(stage: Stage, reporter: Reporter) -> SubjectStore | None:
     if stage.objective.supervised and not stage.objective.in_pairs:
         return None
     dataset = stage.unlabelled if stage.unlabelled is not None else stage.cohort.dataset
-    numbered = dict(enumerate(dataset.subjects, 1))
+    numbered = {subject.number: subject for subject in dataset.subjects}
     if stage.unlabelled is None:
         numbered = {number: numbered[number] for number in numbers_of(stage.cohort, "train")}
     folder = stage.loaded.prepared

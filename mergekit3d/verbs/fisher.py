@@ -275,7 +275,7 @@ def _store(
     wanted = [subject.name for subject in subjects] if names is None else list(names)
     if settings.max_subjects is not None:
         wanted = shuffled(wanted, options.seed or 0)[: settings.max_subjects]
-    numbered: dict[int, Subject] = {number: subject for number, subject in enumerate(subjects, 1) if subject.name in wanted}
+    numbered: dict[int, Subject] = {subject.number: subject for subject in subjects if subject.name in wanted}
     # Each subject is seen once: nothing is worth keeping.
     return SubjectStore(numbered, task, vocabulary=dataset.vocabulary, with_target=with_target, capacity_bytes=0, reporter=reporter)
 
