@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -111,12 +112,38 @@ def _write_rows(path: Path, forgetting: Forgetting) -> None:
     write_text(path, text.getvalue())
 
 
-def forgetting_matrix(loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, options: Options, reporter: Reporter) -> Forgetting:
+def read_forgetting(folder: Path) -> Forgetting:
+    """What `write_forgetting` wrote, to the same numbers.
+
+    Args:
+        folder: with forgetting.json and forgetting.csv.
+
+    Raises:
+        InputError: either is not what was written.
+    """
+    try:
+        content = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        networks, tasks, _ = dice_of_json(content, folder / JSON)
+        measures: dict[tuple[str, str], list[SubjectMetrics]] = {(network, task): [] for task in tasks for network in networks}
+        with (folder / CSV).open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                metrics = SubjectMetrics(row["subject"], row["region"], float(row["dice"]), float(row["hd95"]))
+                measures[row["network"], row["task"]].append(metrics)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise InputError("cannot read the forgetting matrix", where=folder, wanted="what forgetting writes", found=found) from error
+    return Forgetting(tuple(networks), tuple(tasks), {key: tuple(rows) for key, rows in measures.items()})
+
+
+def forgetting_matrix(
+    loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, known: Forgetting | None = None, options: Options, reporter: Reporter
+) -> Forgetting:
     """Evaluate sources and merges on the sources' test subjects.
 
     Args:
         loaded: the recipe, with sources that tell their targets.
         merges: the recipe as each merge sees it.
+        known: rows that are measured already, of the same tasks.
         options: device and precision.
         reporter: where progress goes.
 
@@ -132,8 +159,14 @@ def forgetting_matrix(loaded: LoadedRecipe, merges: Sequence[LoadedRecipe], *, o
         networks[name] = partial(_merged, _merging(loaded, "mean-imm", alone))
     for merge in merges:
         networks[merge.recipe.merge.method] = partial(_merged, merge.changed(target=None))
-    how = inference_of(loaded.recipe.predict)
-    return measured_forgetting(networks, own_tasks(loaded), how=how, options=options, reporter=reporter)
+    order, how = tuple(networks), inference_of(loaded.recipe.predict)
+    if known is None:
+        return measured_forgetting(networks, own_tasks(loaded), how=how, options=options, reporter=reporter)
+    missing = {name: build for name, build in networks.items() if name not in known.networks}
+    measures = {key: rows for key, rows in known.measures.items() if key[0] in networks}
+    if missing:
+        measures |= measured_forgetting(missing, own_tasks(loaded), how=how, options=options, reporter=reporter).measures
+    return Forgetting(order, known.tasks, {(name, task): measures[name, task] for task in known.tasks for name in order})
 
 
 def measured_forgetting(

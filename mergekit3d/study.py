@@ -126,6 +126,8 @@ class Study:
 
     def steps(self) -> Iterator[Step]:
         """All steps, in the order of their inputs."""
+        from mergekit3d.study_forgetting import forgetting_steps
+
         recipe = self.loaded.recipe
         if recipe.train is not None:
             yield self._train("train", recipe.target, recipe.train, self.loaded.out / "train", {}, "target")
@@ -134,6 +136,7 @@ class Study:
             yield from self._arm_steps(arm)
         for group in self.groups():
             yield from self._group_steps(group)
+        yield from forgetting_steps(self)
 
     def groups(self) -> list[tuple[Arm, ...]]:
         """Arms that differ in nothing but the initialisation."""
@@ -261,7 +264,7 @@ class Study:
             lambda: finetune_loaded(loaded, options=self._quiet, reporter=self.reporter),
             (*origins, loaded.merge_path) if fusing else origins,
         )
-        if self._has_test(loaded.recipe.target):
+        if self.has_test(loaded.recipe.target):
             yield Step(
                 label("evaluate", arm),
                 (arm.metrics, arm.metrics.with_name("summary.json")),
@@ -327,13 +330,11 @@ class Study:
         return write_evaluation(arm.metrics.parent, rows, convention="nnunet", force=True)
 
     def _group_steps(self, group: Sequence[Arm]) -> Iterator[Step]:
-        from mergekit3d.forgetting_matrix import CSV, JSON, PICTURE, forgetting_matrix, write_forgetting
-
         study = self.loaded.recipe.study
         if study is None or not group:
             return
         folder = self.folder_of(group)
-        if len(group) > 1 and self._has_test(group[0].loaded.recipe.target):
+        if len(group) > 1 and self.has_test(group[0].loaded.recipe.target):
             from mergekit3d.study_pictures import write_slices
             from mergekit3d.verbs.compare import compare
 
@@ -355,24 +356,6 @@ class Study:
                 ),
                 tuple(metrics),
             )
-        if study.forgetting and any(self._has_test(source.target) for source in self.loaded.recipe.sources):
-            merged = [arm for arm in group if arm.initialisation in MERGES]
-            inputs = [self.loaded.checkpoint_path(source) for source in self.loaded.recipe.sources]
-            inputs += [arm.loaded.out / "adapt" / "ratios.json" for arm in merged] + [arm.loaded.merge_path for arm in merged]
-            yield Step(
-                label("forgetting", group[0], with_initialisation=False),
-                tuple(folder / name for name in (JSON, CSV, PICTURE)),
-                lambda: [
-                    files_identity(inputs),
-                    [source.model_dump(mode="json") for source in self.loaded.recipe.sources],
-                    self.loaded.recipe.predict.model_dump(mode="json"),
-                ],
-                lambda: write_forgetting(
-                    folder,
-                    forgetting_matrix(self.loaded, [arm.loaded for arm in merged], options=self.options, reporter=self.reporter),
-                ),
-                (*inputs, *(self.loaded.fisher_path(source) for source in self.loaded.recipe.sources)),
-            )
 
     def _architecture(self) -> Any:
         given = self.loaded.recipe.architecture
@@ -381,7 +364,8 @@ class Study:
     def _cohort_identity(self, cohort: Cohort) -> Any:
         return [cohort.task.as_json(), vars(cohort.split), subjects_identity(cohort.dataset.subjects)]
 
-    def _has_test(self, target: TargetModel | None) -> bool:
+    def has_test(self, target: TargetModel | None) -> bool:
+        """Whether a task has subjects to test on."""
         return target is not None and has_test(self.loaded, target)
 
 

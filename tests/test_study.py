@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mergekit3d.errors import Problems, RecipeError
+from mergekit3d.errors import InputError, Problems, RecipeError
+from mergekit3d.forgetting_matrix import Builder, Forgetting, forgetting_matrix, measured_forgetting, read_forgetting
 from mergekit3d.options import DEFAULT_OPTIONS
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.progress import SILENT, Reporter, Silent
@@ -18,6 +20,7 @@ from mergekit3d.recipe import load_recipe
 from mergekit3d.recipe.text import recipe_text
 from mergekit3d.steps import subjects_identity
 from mergekit3d.study import Study
+from mergekit3d.study_forgetting import forgetting_steps
 from mergekit3d.verbs.report import report
 from mergekit3d.verbs.run import run
 
@@ -123,6 +126,37 @@ def test_change_repeats_only_what_depends_on_it(ran: Path) -> None:
     assert "adapt timm seed 0" == done[0]
     assert {"fuse timm seed 0", "finetune timm seed 0", "evaluate timm seed 0"} <= set(done)
     assert not any(name.startswith(("train", "fisher", "finetune none", "evaluate none")) for name in done)
+
+
+def test_what_sources_and_uniform_merges_know_is_measured_once(ran: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With several seeds a step of its own measures the rows that all have; a matrix of each still has all rows, to the same numbers."""
+    measured: list[tuple[str, ...]] = []
+
+    def counted(networks: Mapping[str, Builder], *args: Any, **keywords: Any) -> Forgetting:
+        measured.append(tuple(networks))
+        return measured_forgetting(networks, *args, **keywords)
+
+    monkeypatch.setattr("mergekit3d.forgetting_matrix.measured_forgetting", counted)
+    study = planned(ran, "study.seeds=[0,1]", "study.initialisations=[none,imm,mean-imm]")
+    steps = list(forgetting_steps(study))
+    for step in steps:
+        step.action()
+
+    assert ["forgetting of the sources", "forgetting seed 0", "forgetting seed 1"] == [step.name for step in steps]
+    assert [("m1", "m2", "imm", "mean-imm")] == measured
+    shared, first, second = (json.loads(step.outputs[0].read_text()) for step in steps)
+    assert shared == first == second
+    merges = [arm.loaded for arm in study.groups()[0] if arm.initialisation != "none"]
+    assert shared == forgetting_matrix(study.loaded, merges, options=DEFAULT_OPTIONS, reporter=SILENT).as_json()
+
+
+def test_rows_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    """Shared rows that were cut end in one line that names the folder."""
+    (tmp_path / "forgetting.json").write_text('{"networks": ["a"], "tasks": ["b"], "dice": [[0.5]]}')
+    (tmp_path / "forgetting.csv").write_text("network,task,subject,region,dice,hd95\na,b,1,x,0.5\n")
+
+    with pytest.raises(InputError, match="cannot read the forgetting matrix: .*wanted what forgetting writes, found TypeError"):
+        read_forgetting(tmp_path)
 
 
 def test_mean_imm_is_an_initialisation(ran: Path) -> None:

@@ -209,6 +209,7 @@ def fit_stage(
     reporter: Reporter,
 ) -> FitResult:
     """Run the loop on a stage's cohort, with its log, split, recipe and picture in the stage's folder."""
+    from mergekit3d.training.devices import slow_precision
     from mergekit3d.training.loop import fit
 
     group.agree(lambda: check_stage(stage))
@@ -218,6 +219,8 @@ def fit_stage(
     parts = ("train", "validation") if stage.objective.supervised else ("validation",)
     store = open_store(stage.cohort, parts, reporter, folder=stage.loaded.prepared)
     settings, runtime = _settings(stage), runtime_of(stage, group, options)
+    if (slow := slow_precision(runtime)) is not None:
+        reporter.warn(slow)
     samples = settings.batch_size * settings.accumulate
     if samples < group.size:
         idle = f"{group.size - samples} of {group.size} processes have nothing to do"

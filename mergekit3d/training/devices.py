@@ -66,6 +66,14 @@ def resolve_runtime(device: str = "auto", precision: str = "auto", *, known: Seq
     return Runtime(found, precision)
 
 
+def slow_precision(runtime: Runtime) -> str | None:
+    """A warning where a precision that was asked for is emulated; None where it is not."""
+    if runtime.precision != "bf16" or runtime.device.type not in ("cpu", "cuda") or _has_fast_bf16(runtime.device):
+        return None
+    where = "processor" if runtime.device.type == "cpu" else "GPU"
+    return f"bf16 is emulated on this {where}, many times slower than fp32; set precision: auto"
+
+
 def training_runtime(device: str, flag: str, recipe: str) -> Runtime:
     """The device and precision of a training.
 

@@ -196,13 +196,15 @@ def estimate(
     """
     from mergekit3d.fisher_estimation import uninformed_biases
     from mergekit3d.fisher_run import Estimation, Snapshots, accumulate
-    from mergekit3d.training.devices import resolve_runtime
+    from mergekit3d.training.devices import resolve_runtime, slow_precision
     from mergekit3d.training.processes import ALONE
 
     group = ALONE if group is None else group
     reporter = reporter if group.is_first else SILENT
     check_network(spec, checkpoint, task)
     runtime = resolve_runtime(group.device(options.device), options.precision)
+    if (slow := slow_precision(runtime)) is not None:
+        reporter.warn(slow)
     store, seed = _store(dataset, task, names, settings, options, reporter), options.seed or 0
     digests = group.share(lambda: _digests(store))
     decisive = settings.decisive(without=frozenset({"dtype"}))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mergekit3d.errors import MergeKit3DError, UsageError
-from mergekit3d.training.devices import Runtime, memory_advice, resolve_runtime, training_runtime
+from mergekit3d.training.devices import Runtime, memory_advice, resolve_runtime, slow_precision, training_runtime
 
 CPU = torch.device("cpu")
 
@@ -27,6 +27,14 @@ def cuda(monkeypatch):
 def slow_processor(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+
+
+@pytest.mark.parametrize(("precision", "slow"), [("fp32", False), ("bf16", True)])
+def test_emulated_precision_is_warned_about(slow_processor, precision, slow):
+    """A recipe from another machine may ask for what this one emulates."""
+    told = slow_precision(Runtime(CPU, precision))
+
+    assert ("bf16 is emulated on this processor, many times slower than fp32; set precision: auto" if slow else None) == told
 
 
 def test_auto_takes_the_gpu_where_there_is_one(cuda, slow_processor):
