@@ -118,6 +118,24 @@ def test_stopped_run_goes_on_to_the_same_bits(alone: Path, tmp_path: Path, numbe
     assert weights(alone / "small") == weights(tmp_path / "out")
 
 
+def test_interrupted_steps_go_on_from_their_snapshots(alone: Path, tmp_path: Path) -> None:
+    """`run --jobs 2 --resume` after a signal: each step begins where it stopped, and ends with the bits of a whole run."""
+    longer = "finetune.epochs=12"
+    command = [sys.executable, "-m", "mergekit3d_cli", "run", str(alone / "small.yaml"), "--jobs", "2", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen([*command, "--set", longer], stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "out/none/finetune/snapshot.pt", process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert 128 + signal.SIGTERM == process.returncode, said
+    assert "--resume" in said
+    told = Told()
+    run(alone / "small.yaml", overrides=[longer], jobs=2, options=Options(out=tmp_path / "out", resume=True), reporter=told)
+    run(alone / "small.yaml", overrides=[longer], options=Options(out=tmp_path / "whole"))
+
+    assert any(line.startswith("finetune none seed 0: going on from epoch") for line in told.said), told.said
+    assert weights(tmp_path / "whole") == weights(tmp_path / "out")
+
+
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     """Until a file is there."""
     for _ in range(1200):
