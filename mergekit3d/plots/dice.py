@@ -59,7 +59,7 @@ def _draw(axes: Axes, names: Sequence[str], samples: Mapping[str, DiceSample]) -
             continue
         sample = samples[name]
         heights = [row + 0.44 * ((index * GOLDEN) % 1.0 - 0.5) for index in range(len(sample.dice))]
-        axes.scatter(sample.dice, heights, s=13, color=colours[name], alpha=0.45, linewidth=0)
+        axes.scatter(sample.dice, heights, s=13, color=colours[name], alpha=0.6, linewidth=0)
         if not math.isnan(sample.interval_95[0]):
             axes.plot(sample.interval_95, [row, row], color=style.INK, linewidth=1.6)
         axes.scatter([sample.mean], [row], s=46, marker="D", color=colours[name], edgecolor=style.INK, linewidth=1.1, zorder=3)
