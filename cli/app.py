@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
-import os
 import sys
-import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
-from typing import Annotated, Any
+from contextlib import redirect_stdout
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from mergekit3d import __version__
-from mergekit3d.errors import MergeKit3DError, OutputError, Problems, UsageError
+from mergekit3d.errors import UsageError
 from mergekit3d.training.processes import is_first_process, number_of_processes
 
 from . import files, method, results
 from .console import reporter_for, show
-from .flags import Output, output_flags, run_flags
+from .flags import output_flags, run_flags
+from .help import Command, Group
+from .telling import tell
 
-INTERNAL_ERROR = 70
-INTERRUPTED = 128 + 2
-BROKEN_PIPE = 128 + 13
 SHARED = ("train", "fisher", "adapt", "finetune", "predict")
 """Commands whose work the processes that torchrun starts share; the others would all do the whole of it."""
-COMMANDS = (
-    results.demo,
-    results.phantom,
-    files.inspect,
-    results.preprocess,
-    method.train,
-    method.fisher,
-    method.fuse,
-    method.adapt,
-    method.finetune,
-    results.predict,
-    results.evaluate,
-    results.compare,
-    results.forgetting,
-    results.plot,
-    method.run,
-    files.report,
-    files.verify,
-    files.convert,
-    files.schema,
-    files.methods,
+
+
+class Entry(NamedTuple):
+    """A command in the list of all."""
+
+    function: Callable[..., Any]
+    panel: str
+    usage: str
+    """Ways to call it, separated by "|"."""
+    exit_codes: str | None = None
+
+
+LEFT_OUT = "Exit code 65 also where a subject cannot be used: it is told by its number, and the others are done."
+STOPPED = "Exit code 128 + N after signal N: the state is saved, and --resume goes on."
+RECIPE = "--recipe RECIPE [OPTIONS]"
+ENTRIES = (
+    Entry(results.demo, "All at once", "[OPTIONS]", STOPPED),
+    Entry(method.run, "All at once", "RECIPE [OPTIONS]", STOPPED),
+    Entry(results.phantom, "Data", "OUT --layout hcp|brats --subjects N [OPTIONS]"),
+    Entry(results.preprocess, "Data", "IN OUT [OPTIONS]", LEFT_OUT),
+    Entry(method.train, "Sources", RECIPE, STOPPED),
+    Entry(method.fisher, "Sources", "CKPT --data DATA [OPTIONS] | --recipe RECIPE [OPTIONS]", STOPPED),
+    Entry(method.adapt, "Merging", RECIPE, STOPPED),
+    Entry(method.fuse, "Merging", RECIPE, "Exit code 65: a source is damaged, holds NaN, or does not fit; nothing is written then."),
+    Entry(method.finetune, "Merging", RECIPE, STOPPED),
+    Entry(files.methods, "Merging", "[OPTIONS]"),
+    Entry(results.predict, "Results", "CKPT... --data DATA --out DIR [OPTIONS]", f"{LEFT_OUT} {STOPPED}"),
+    Entry(results.evaluate, "Results", "CKPT --data DATA [OPTIONS] | --pred DIR --truth DIR [OPTIONS]", STOPPED),
+    Entry(results.compare, "Results", "METRICS METRICS... [OPTIONS]"),
+    Entry(
+        results.forgetting,
+        "Results",
+        "--recipe RECIPE [OPTIONS] | CKPT... --source NAME=CKPT... --data DIR [OPTIONS]",
+        STOPPED,
+    ),
+    Entry(results.plot, "Results", "FILE... [OPTIONS]"),
+    Entry(files.report, "Results", "RUN [OPTIONS]"),
+    Entry(files.inspect, "Files", "CKPT... [OPTIONS] | DATA [OPTIONS] | --recipe RECIPE [OPTIONS]"),
+    Entry(files.verify, "Files", "FILE [OPTIONS]", "Exit code 0: as it was written; 65: damaged, or no file with a seal."),
+    Entry(files.convert, "Files", "CKPT OUT [OPTIONS]"),
+    Entry(files.schema, "Files", "[OPTIONS]"),
 )
+"""Every command, in the order of the work."""
 
 # Rich help and errors cost 0.2 s a call, and their boxes break error messages into pieces that no log search finds.
 app = typer.Typer(
     name="mergekit3d",
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -72,19 +90,21 @@ def main(
 ) -> None:
     """Adaptive merging of 3D medical segmentation networks (IMM, T-IMM).
 
-    Start with:
+    Examples:
 
-      mergekit3d demo
+      mergekit3d demo                          # all of it, on generated data
 
-    The method, from your own data:
+      mergekit3d fisher m1.pt --data hcp/      # from your own networks and data:
 
-      mergekit3d fisher m1.pt --data hcp/
+      mergekit3d adapt --recipe timm.yaml      # mixing ratios
 
-      mergekit3d adapt --recipe timm.yaml
+      mergekit3d fuse --recipe timm.yaml       # several networks become one
 
-      mergekit3d fuse --recipe timm.yaml
+      mergekit3d finetune --recipe timm.yaml   # which is trained on
 
-      mergekit3d finetune --recipe timm.yaml
+      mergekit3d run timm.yaml                 # or all of these at once
+
+      mergekit3d help fuse                     # flags and examples of a command
     """
 
 
@@ -122,7 +142,7 @@ def _carry_out(function: Callable[..., Any], given: dict[str, Any]) -> int:
         if is_first_process():
             show(result, as_json=output.json)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  every error becomes one line here
-        return _tell(error, output)
+        return tell(error, output)
     return 0
 
 
@@ -144,37 +164,8 @@ def _taken(given: dict[str, Any], group: Callable[..., Any]) -> dict[str, Any]:
     return {name: given.pop(name) for name in inspect.signature(group).parameters}
 
 
-def _tell(error: BaseException, output: Output) -> int:
-    """Print an error as one line (as one each where it holds several); the exit code."""
-    if isinstance(error, MergeKit3DError) and error.told_elsewhere:
-        return error.exit_code
-    if output.debug:
-        traceback.print_exception(error)
-    if isinstance(error, BrokenPipeError):
-        return BROKEN_PIPE
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        error = OutputError(
-            "cannot write" if error.filename else "cannot write the result", where=error.filename, found=os.strerror(error.errno).lower()
-        )
-    if isinstance(error, MergeKit3DError):
-        for problem in error.problems if isinstance(error, Problems) else (error,):
-            _complain(str(problem))
-        return error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        _complain("interrupted")
-        return INTERRUPTED
-    first_line = next(iter(str(error).splitlines()), "")
-    said = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-    _complain(f"internal error: {said}" if output.debug else f"internal error: {said}; run again with --debug to see where")
-    return INTERNAL_ERROR
-
-
-def _complain(line: str) -> None:
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    label = "\033[1;31merror:\033[0m" if colour else "error:"
-    with suppress(OSError):
-        print(f"{label} {line}", file=sys.stderr, flush=True)
-
-
-for _function in COMMANDS:
-    app.command()(_as_command(_function))
+for _entry in ENTRIES:
+    app.command(cls=Command, options_metavar=_entry.usage, rich_help_panel=_entry.panel, epilog=_entry.exit_codes)(
+        _as_command(_entry.function)
+    )
+"""The command line of mergekit3d, installed as ``mergekit3d_cli``: parse, call one function of the library, print."""

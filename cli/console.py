@@ -16,7 +16,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from mergekit3d.aligned import printable
+from mergekit3d.errors import OutputError
 from mergekit3d.progress import Reporter
+
+from .terminal import accept_every_letter, console, label
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -28,7 +31,7 @@ WIDTH_OF_A_FILE = 160
 
 def reporter_for(*, quiet: bool) -> Reporter:
     """Bars where stderr is a terminal, plain lines where it is not, warnings alone where `quiet`."""
-    if not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+    if not quiet and sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown"):
         return TerminalReporter()
     return PlainReporter(sys.stderr, quiet=quiet)
 
@@ -55,7 +58,7 @@ class PlainReporter:
 
     def warn(self, message: str) -> None:
         """A line that starts with "warning:"."""
-        self._write(f"warning: {printable(message)}")
+        self._write(f"{label('warning:', '33', self.stream)} {printable(message)}")
 
     def task(self, description: str, total: float | None) -> _PlainTask:
         """A task told in lines."""
@@ -110,9 +113,7 @@ class TerminalReporter:
     """Bars on the terminal at stderr; a task leaves one line, tasks inside it none."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True, markup=False, highlight=False)
+        self.console = console(sys.stderr)
         self.progress: Progress | None = None
         self.open_tasks = 0
 
@@ -204,16 +205,17 @@ def show(result: Result, *, as_json: bool) -> None:
         result: what the library returned.
         as_json: one JSON object on one line, where NaN and Inf, which JSON lacks, become null.
     """
+    if sys.stdout is None:
+        raise OutputError("cannot write the result", found="stdout is closed")
+    accept_every_letter()
     try:
         if not as_json and hasattr(result, "__rich__"):
-            from rich.console import Console
-
-            Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE).print(result)
+            console(sys.stdout, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE).print(result)
         elif not as_json and hasattr(result, "lines"):
             # A name of a file may hold a line end, or what a terminal takes for a command.
-            _print("\n".join(printable(line) for text in _lines_of(result) for line in text.split("\n")))
+            print("\n".join(printable(line) for text in _lines_of(result) for line in text.split("\n")))
         else:
-            _print(json.dumps(_plain(result.as_json()), allow_nan=False, indent=None if as_json else 2))
+            print(json.dumps(_plain(result.as_json()), allow_nan=False, indent=None if as_json else 2))
         sys.stdout.flush()
     except OSError:
         _abandon_stdout()
@@ -224,12 +226,6 @@ def _lines_of(result: Any) -> list[str]:
     """The lines of a result, fitted to the terminal where there is one."""
     fits = sys.stdout.isatty() and hasattr(result, "fitted")
     return list(result.fitted(shutil.get_terminal_size().columns) if fits else result.lines())
-
-
-def _print(text: str) -> None:
-    """Print `text`, also where a file name holds bytes that the encoding of stdout lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _abandon_stdout() -> None:

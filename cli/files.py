@@ -15,12 +15,14 @@ from .flags import Force, Layout, Out, Overrides, RecipeFlag, needed, overrides_
 
 
 def inspect(
-    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...|DATA", show_default=False)] = None,
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(metavar="CKPT...|DATA", show_default=False, help="Checkpoints; or a folder or list of subjects.")
+    ] = None,
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
     layout: Layout = "auto",
-    values: Annotated[bool, typer.Option("--values", help="Read tensors or all label maps too: seal, ranges, NaN, cosines.")] = False,
+    values: Annotated[bool, typer.Option("--values", help="Read all tensors, or label maps, too: seal, ranges, NaN, cosines.")] = False,
     names: Annotated[bool, typer.Option("--names", help="Of data: whom every number stands for; may be patients' names.")] = False,
 ) -> Result:
     """Show what checkpoints or data hold, and what can be fused.
@@ -49,7 +51,7 @@ def inspect(
 
 
 def report(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", show_default=False)] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", show_default=False, help="The output folder of a command.")] = None,
     *,
     out: Out = None,
     force: Force = False,
@@ -57,7 +59,8 @@ def report(
 ) -> Result:
     """Write one HTML file on what a run left.
 
-    RUN is the output folder of run, train, fisher, adapt, fuse, finetune, evaluate, compare or forgetting. Nothing is computed anew.
+    RUN is what run, train, fisher, adapt, fuse, finetune, evaluate, compare or forgetting left. Nothing is computed anew. The file is
+    report.html in RUN unless --out says otherwise.
 
     Examples:
 
@@ -69,8 +72,12 @@ def report(
     return mergekit3d.report(run, out=out, force=force, reporter=reporter)
 
 
-def verify(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False)] = None) -> Result:
+def verify(
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False, help="A checkpoint or Fisher diagonal.")] = None,
+) -> Result:
     """Check the seal of a file that mergekit3d wrote.
+
+    The seal is a SHA-256 over every tensor's name, type, shape and bytes: it shows damage, not forgery.
 
     Examples:
 
@@ -81,10 +88,14 @@ def verify(file: Annotated[Path | None, typer.Argument(metavar="FILE", show_defa
 
 
 def convert(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", show_default=False, help="The checkpoint, of any format that is read.")
+    ] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The file or folder to write.")] = None,
     *,
-    to: Annotated[str | None, typer.Option(metavar="safetensors|pt|nnunet|monai", help="Format; else told from OUT.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="safetensors|pt|nnunet|monai", help="Format of OUT; told from its name unless given.")
+    ] = None,
     like: Annotated[
         Path | None,
         typer.Option(metavar="CKPT", help="Take plans and the like over from this checkpoint, or data set of nnUNet_preprocessed."),
@@ -92,17 +103,18 @@ def convert(
     allow_code: Annotated[str | None, typer.Option(metavar="SHA256", help="Run the code of this very MONAI bundle or pickle.")] = None,
     force: Force = False,
 ) -> Result:
-    """Write a checkpoint in another format, every tensor bit for bit.
+    r"""Write a checkpoint in another format, every tensor bit for bit.
 
     Examples:
 
       mergekit3d convert m1.pth m1.safetensors
 
-      mergekit3d convert fused.safetensors nnUNetTrainer__nnUNetPlans__3d_fullres/ --to nnunet
+      mergekit3d convert fused.safetensors \
+          nnUNetTrainer__nnUNetPlans__3d_fullres/ --to nnunet
 
       mergekit3d convert fused.safetensors bundle/ --to monai
 
-      mergekit3d convert finetune/best.safetensors best.pth --like checkpoint_final.pth
+      mergekit3d convert best.safetensors best.pth --like checkpoint_final.pth
     """
     example = "convert m1.pth m1.safetensors"
     checkpoint = needed(checkpoint, "convert", "a checkpoint", example=example)

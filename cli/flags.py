@@ -15,37 +15,85 @@ from mergekit3d.options import Options
 
 Value = TypeVar("Value")
 
-Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute.")]
-Precision = Annotated[Literal["auto", "fp32", "bf16"], typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where it is fast.")]
-Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="Seed of everything random.")]
-Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Output folder or file.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the snapshot of an interrupted run.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, all else on stderr.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr; warnings and errors stay.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-RecipeFlag = Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe, a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe; may be given several times.")
+INPUT = "Input"
+INFERENCE = "Inference"
+COMPUTING = "Computing"
+OUTPUT = "Output"
+MESSAGES = "Messages"
+"""Headings of flags in ``--help``; those without one stand under Options."""
+
+Device = Annotated[
+    str,
+    typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where to compute; auto: a GPU where there is one.", rich_help_panel=COMPUTING),
 ]
-Layout = Annotated[str, typer.Option(metavar="LAYOUT", help="Layout of the data: auto, hcp, brats2018, nnunet, decathlon ...")]
+Precision = Annotated[
+    Literal["auto", "fp32", "bf16"],
+    typer.Option(metavar="auto|fp32|bf16", help="auto: bf16 where it is fast.", rich_help_panel=COMPUTING),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=0, help="Seed of everything random; the recipe's, else 0, by default.", rich_help_panel=COMPUTING),
+]
+Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Output folder or file.", rich_help_panel=OUTPUT)]
+Force = Annotated[bool, typer.Option("--force", help="Replace outputs that exist already.", rich_help_panel=OUTPUT)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the snapshot of an interrupted run.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object on stdout, also of an error; all else on stderr.", rich_help_panel=MESSAGES),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr; warnings and errors stay.", rich_help_panel=MESSAGES)]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error, and warnings of libraries.", rich_help_panel=MESSAGES)
+]
+RecipeFlag = Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="The recipe, a YAML file.", rich_help_panel=INPUT)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY.PATH=VALUE", help="Override a key of the recipe, such as adapt.epochs=5; repeat for more.",
+        rich_help_panel=INPUT,
+    ),
+]  # fmt: skip
+Layout = Annotated[
+    str,
+    typer.Option(metavar="LAYOUT", help="Layout of the data: auto, hcp, brats2018, nnunet, decathlon ...", rich_help_panel=INPUT),
+]
 Regions = Annotated[
     list[str] | None,
-    typer.Option(metavar="SET|NAME=IDS", help="A shipped set (brats, hcp-1-7 ...), or one region, such as TC=1,4; repeat for more."),
+    typer.Option(
+        metavar="SET|NAME=IDS", help="A shipped set (brats, hcp-1-7 ...), or one region, such as TC=1,4; repeat for more.",
+        rich_help_panel=INPUT,
+    ),
+]  # fmt: skip
+SubjectsFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Only the subjects named in this file, one a line.", rich_help_panel=INPUT)
 ]
-SubjectsFile = Annotated[Path | None, typer.Option(metavar="FILE", help="Only the subjects named in this file, one a line.")]
 Names = Annotated[str | None, typer.Option(metavar="A,B", help="What to call the files; told from their paths unless given.")]
 Architecture = Annotated[
-    str | None, typer.Option(metavar="NAME|{NAME, ...}", help="The network of a checkpoint that does not say it, as in a recipe.")
+    str | None,
+    typer.Option(
+        metavar="NAME|{NAME, ...}", help="The network of a checkpoint that does not say it, as in a recipe.", rich_help_panel=INPUT
+    ),
 ]
-PatchSize = Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Patch size in voxels; one number for a cube.")]
+PatchSize = Annotated[str | None, typer.Option(metavar="X,Y,Z", help="Patch size in voxels; one number for a cube; whole volumes else.")]
 Window = Annotated[
-    str | None, typer.Option("--patch-size", metavar="X,Y,Z", help="Sliding window in voxels; one number for a cube; whole volumes else.")
+    str | None,
+    typer.Option(
+        "--patch-size", metavar="X,Y,Z", help="Sliding window in voxels; one number for a cube; whole volumes else.",
+        rich_help_panel=INFERENCE,
+    ),
+]  # fmt: skip
+Overlap = Annotated[
+    float | None,
+    typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows (0.5 by default).", rich_help_panel=INFERENCE),
 ]
-Overlap = Annotated[float | None, typer.Option(metavar="F", min=0, max=0.99, help="Of neighbouring windows (0.5 by default).")]
-WindowsAtOnce = Annotated[int | None, typer.Option("--batch-size", metavar="N", min=1, help="Windows at once (1 by default).")]
-Mirror = Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.")]
-MirrorAxes = Annotated[str | None, typer.Option(metavar="x,y,z", help="Mirror along these axes; --mirror alone: x, left-right.")]
+WindowsAtOnce = Annotated[
+    int | None, typer.Option("--batch-size", metavar="N", min=1, help="Windows at once (1 by default).", rich_help_panel=INFERENCE)
+]
+Mirror = Annotated[bool, typer.Option("--mirror", help="Average over mirrored copies.", rich_help_panel=INFERENCE)]
+MirrorAxes = Annotated[
+    str | None,
+    typer.Option(metavar="x,y,z", help="Mirror along these axes; --mirror alone: x, left-right.", rich_help_panel=INFERENCE),
+]
 
 
 @dataclass(frozen=True)

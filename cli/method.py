@@ -14,6 +14,7 @@ from mergekit3d.progress import Reporter
 
 from .console import Result
 from .flags import (
+    INPUT,
     Architecture,
     Layout,
     Overrides,
@@ -46,10 +47,11 @@ def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
 
 
 def fisher(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False, help="The checkpoint.")] = None,
     *,
     data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The data that the checkpoint was trained on: a folder or a list.")
+        Path | None,
+        typer.Option(metavar="DATA", help="The data that the checkpoint was trained on: a folder or a list.", rich_help_panel=INPUT),
     ] = None,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
@@ -57,31 +59,40 @@ def fisher(
         Literal["sampled", "true"] | None,
         typer.Option(metavar="sampled|true", help="Labels drawn from the model's own prediction (the default), or the true ones."),
     ] = None,
-    draws: Annotated[int | None, typer.Option(metavar="N", min=1, help="Draws of the labels a subject.")] = None,
+    draws: Annotated[int | None, typer.Option(metavar="N", min=1, help="Draws of the labels a subject (4 by default).")] = None,
     layout: Layout = "auto",
     modalities: Annotated[
-        str | None, typer.Option(metavar="A,B", help="Input channels by name, where the checkpoint does not say.")
+        str | None, typer.Option(metavar="A,B", help="Input channels by name, where the checkpoint does not say.", rich_help_panel=INPUT)
     ] = None,
     regions: Annotated[
         str | None,
-        typer.Option(metavar="SET", help="A shipped set (brats, hcp-1-7 ...), for true labels where the checkpoint does not say."),
+        typer.Option(
+            metavar="SET",
+            help="A shipped set (brats, hcp-1-7 ...), for true labels where the checkpoint does not say.",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
     architecture: Architecture = None,
-    max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most.")] = None,
+    max_subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at most; all by default.")] = None,
     subjects_file: SubjectsFile = None,
     patch_size: PatchSize = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", min=1, help="Subjects at once, where their padded sizes agree.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Subjects at once, where their padded sizes agree (1 by default).")
+    ] = None,
     dtype: Annotated[
         Literal["float32", "sqrt-fp16"] | None,
-        typer.Option(metavar="float32|sqrt-fp16", help="Of the file; scaled square roots take half the space (2e-3 exact)."),
+        typer.Option(
+            metavar="float32|sqrt-fp16",
+            help="Of the file (float32 by default); sqrt-fp16, scaled square roots, takes half the space (2e-3 exact).",
+        ),
     ] = None,
     snapshot_minutes: Annotated[
-        float | None, typer.Option(metavar="N", min=0, help="Time between snapshots for --resume (10 by default).")
+        float | None, typer.Option(metavar="N", min=0, help="Minutes between snapshots for --resume (10 by default).")
     ] = None,
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    """Estimate the Fisher diagonal of a checkpoint or a recipe.
+    r"""Estimate the Fisher diagonal of a checkpoint or a recipe.
 
     Of a recipe: of every source. It is written beside the checkpoint, as <stem>.fisher.safetensors, unless --out says otherwise.
 
@@ -91,8 +102,8 @@ def fisher(
 
       mergekit3d fisher --recipe timm.yaml
 
-      mergekit3d fisher unet.pt --data brats/ --architecture "{name:
-      monai.UNet, spatial_dims: 3, channels: [8, 16], strides: [2]}"
+      mergekit3d fisher unet.pt --data brats/ \
+          --architecture "{name: monai.UNet, spatial_dims: 3, channels: [8, 16]}"
 
       torchrun --nproc-per-node 4 -m mergekit3d_cli fisher m1.pt --data hcp/
     """
@@ -137,15 +148,16 @@ def fuse(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    """Fuse the sources of a recipe into one checkpoint.
+    r"""Fuse the sources of a recipe into one checkpoint.
 
-    Beside it, <stem>.report.json tells what became of every tensor.
+    It goes where merge.out says, in the output folder. Beside it, <stem>.report.json tells what became of every tensor.
 
     Examples:
 
       mergekit3d fuse --recipe timm.yaml
 
-      mergekit3d fuse --recipe timm.yaml --set merge.method=imm --set merge.ratios=uniform --set merge.out=imm.safetensors
+      mergekit3d fuse --recipe timm.yaml --set merge.method=imm \
+          --set merge.ratios=uniform --set merge.out=imm.safetensors
     """
     recipe = needed(recipe, "fuse", RECIPE, example="fuse --recipe timm.yaml")
     return mergekit3d.fuse(recipe, overrides=overrides_of(overrides), plot=plot, options=options, reporter=reporter)
@@ -184,7 +196,7 @@ def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options:
 
 
 def run(
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", show_default=False)] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe, a YAML file.")] = None,
     *,
     overrides: Overrides = None,
     devices: Annotated[

@@ -15,6 +15,7 @@ from mergekit3d.progress import Reporter
 
 from .console import Result
 from .flags import (
+    INPUT,
     Force,
     Layout,
     Mirror,
@@ -57,14 +58,16 @@ def demo(*, options: Options, reporter: Reporter) -> Result:
 
 
 def phantom(
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The folder to write.")] = None,
     *,
     layout: Annotated[
         Literal["hcp", "brats"] | None, typer.Option(metavar="hcp|brats", help="14-class brains, or tumours with nested regions.")
     ] = None,
     subjects: Annotated[int | None, typer.Option(metavar="N", min=1, help="How many subjects.")] = None,
     labels: Annotated[Path | None, typer.Option(metavar="DIR", help="Render from this folder of real label maps.")] = None,
-    spacing_mm: Annotated[float | None, typer.Option(metavar="MM", min=0.1, help="Edge of a voxel.")] = None,
+    spacing_mm: Annotated[
+        float | None, typer.Option(metavar="MM", min=0.7, max=6, help="Edge of a voxel in mm (2 by default; 1 with --labels).")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of everything random.")] = 0,
     force: Force = False,
     reporter: Reporter,
@@ -87,8 +90,8 @@ def phantom(
 
 
 def preprocess(
-    data: Annotated[Path | None, typer.Argument(metavar="IN", show_default=False)] = None,
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False)] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="IN", show_default=False, help="The data: a folder or a list.")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The folder to write, beside the data.")] = None,
     *,
     layout: Layout = "auto",
     n4: Annotated[bool, typer.Option("--n4/--no-n4", help="Correct the bias field.")] = True,
@@ -98,7 +101,8 @@ def preprocess(
     crop: Annotated[bool, typer.Option("--crop/--no-crop", help="Cut to foreground and labels.")] = True,
     margin: Annotated[int, typer.Option(metavar="N", min=0, help="Voxels around them.")] = 2,
     spacing_mm: Annotated[
-        str | None, typer.Option("--spacing-mm", "--spacing", metavar="MM|X,Y,Z", help="Voxel size of the output; as it is by default.")
+        str | None,
+        typer.Option("--spacing-mm", "--spacing", metavar="MM|X,Y,Z", help="Voxel size of the output in mm; as it is by default."),
     ] = None,
     intensity: Annotated[
         Literal["zscore", "rank", "nyul", "histogram", "none"],
@@ -153,9 +157,13 @@ def preprocess(
 
 
 def predict(
-    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False)] = None,
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False, help="The checkpoint, or several as an ensemble.")
+    ] = None,
     *,
-    data: Annotated[Path | None, typer.Option(metavar="DATA", help="The subjects to segment: a folder or a list.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The subjects to segment: a folder or a list.", rich_help_panel=INPUT)
+    ] = None,
     layout: Layout = "auto",
     patch_size: Window = None,
     overlap: Overlap = None,
@@ -170,16 +178,16 @@ def predict(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    """Segment subjects, each on its own grid.
+    r"""Segment subjects, each on its own grid.
 
     Several checkpoints are an ensemble: the mean of their probabilities.
 
     Examples:
 
-      mergekit3d predict out/finetune/best.safetensors --data brats/ --out predictions/
+      mergekit3d predict best.safetensors --data brats/ --out predictions/
 
-      mergekit3d predict a.safetensors b.safetensors --data brats/ --out
-      predictions/ --mirror --submission brats
+      mergekit3d predict a.safetensors b.safetensors --data brats/ \
+          --out predictions/ --mirror --submission brats
     """
     example = "predict best.safetensors --data brats/ --out predictions/"
     given = needed(checkpoints or None, "predict", "a checkpoint", example=example)
@@ -204,11 +212,17 @@ def predict(
 
 
 def evaluate(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False)] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Argument(metavar="CKPT", show_default=False, help="The checkpoint; or --pred in its place.")
+    ] = None,
     *,
-    data: Annotated[Path | None, typer.Option(metavar="DATA", help="Labelled subjects, for CKPT: a folder or a list.")] = None,
-    pred: Annotated[Path | None, typer.Option(metavar="DIR", help="Segmentations made before, in place of CKPT.")] = None,
-    truth: Annotated[Path | None, typer.Option(metavar="DIR", help="Their true labels.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Labelled subjects, for CKPT: a folder or a list.", rich_help_panel=INPUT)
+    ] = None,
+    pred: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Segmentations made before, in place of CKPT.", rich_help_panel=INPUT)
+    ] = None,
+    truth: Annotated[Path | None, typer.Option(metavar="DIR", help="Their true labels.", rich_help_panel=INPUT)] = None,
     layout: Layout = "auto",
     empty: Annotated[
         Literal["nnunet", "brats"],
@@ -216,7 +230,9 @@ def evaluate(
     ] = "nnunet",
     tolerance_mm: Annotated[
         list[str] | None,
-        typer.Option(metavar="MM|REGION=MM,...", help="Of the normalised surface Dice, of all (other) regions or of one; 1 by default."),
+        typer.Option(
+            metavar="MM|REGION=MM,...", help="Of the normalised surface Dice in mm, of all (other) regions or of one; 1 by default."
+        ),
     ] = None,
     regions: Regions = None,
     subjects_file: SubjectsFile = None,
@@ -274,7 +290,9 @@ def evaluate(
 
 
 def compare(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="METRICS...", show_default=False)] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="METRICS...", show_default=False, help="metrics.csv files, or folders that hold one.")
+    ] = None,
     *,
     names: Names = None,
     out: Out = None,
@@ -296,15 +314,23 @@ def compare(
 
 
 def forgetting(
-    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False)] = None,
+    checkpoints: Annotated[
+        list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False, help="Merged or trained checkpoints.")
+    ] = None,
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
     source: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=CKPT", help="A source, whose private tensors and task these are; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=CKPT", help="A source, whose private tensors and task these are; repeat for more.", rich_help_panel=INPUT
+        ),
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(metavar="DIR|NAME=DIR", help="Labelled subjects: one folder, or one a source; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            metavar="DIR|NAME=DIR", help="Labelled subjects: one folder, or one a source; repeat for more.", rich_help_panel=INPUT
+        ),
     ] = None,
     names: Names = None,
     private: Annotated[
@@ -321,7 +347,7 @@ def forgetting(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    """Tell what networks still know of the sources' tasks.
+    r"""Tell what networks still know of the sources' tasks.
 
     Any merged or trained checkpoint, with the private tensors of each source, on that source's data (the paper's Table 4). With a recipe
     and no checkpoint: the merges and fine-tuned networks that it made, on the test subjects of its sources.
@@ -330,8 +356,8 @@ def forgetting(
 
       mergekit3d forgetting --recipe timm.yaml
 
-      mergekit3d forgetting fused.safetensors out/finetune/best.safetensors
-      --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
+      mergekit3d forgetting fused.safetensors out/finetune/best.safetensors \
+          --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
     """
     if overrides and recipe is None:
         raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
@@ -360,7 +386,9 @@ def forgetting(
 
 
 def plot(
-    files: Annotated[list[Path] | None, typer.Argument(metavar="FILE...", show_default=False)] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE...", show_default=False, help="What to draw; several of a kind are compared.")
+    ] = None,
     *,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="What segmentations lie over.")] = None,
     truth: Annotated[Path | None, typer.Option(metavar="FILE", help="The true labels of segmentations.")] = None,
@@ -371,7 +399,7 @@ def plot(
     force: Force = False,
     reporter: Reporter,
 ) -> Result:
-    """Draw ratios, fusions, Fisher diagonals, curves, or predictions.
+    r"""Draw ratios, fusions, Fisher diagonals, curves, or predictions.
 
     Several logs are overlaid; several Fisher diagonals, or segmentations of one subject, stand side by side.
 
@@ -385,9 +413,10 @@ def plot(
 
       mergekit3d plot m1.fisher.safetensors m2.fisher.safetensors
 
-      mergekit3d plot imm/log.csv timm/log.csv --names IMM,T-IMM --out curves.png
+      mergekit3d plot imm/log.csv timm/log.csv --names IMM,T-IMM
 
-      mergekit3d plot imm/s01.nii.gz timm/s01.nii.gz --image s01_flair.nii.gz --truth s01_seg.nii.gz --regions brats
+      mergekit3d plot imm/s01.nii.gz timm/s01.nii.gz --regions brats \
+          --image s01_flair.nii.gz --truth s01_seg.nii.gz
     """
     files = needed(files, "plot", "a file", example="plot out/adapt/ratios.json")
     return mergekit3d.plot(

@@ -5,6 +5,7 @@ An error is one line: what failed, where, wanted, found, what to do. They become
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ class MergeKit3DError(Exception):
         todo: the next action, as an imperative.
     """
 
-    exit_code = 1
+    exit_code = 70
     told_elsewhere = False
     """Whether another process of the run has the same error and tells it."""
 
@@ -40,9 +41,10 @@ class MergeKit3DError(Exception):
         self.wanted = None if wanted is None else str(wanted)
         self.found = None if found is None else str(found)
         self.todo = todo
-        super().__init__(self._line())
+        super().__init__(self.line())
 
-    def _line(self) -> str:
+    def line(self) -> str:
+        """The text: what failed, where, wanted, found, what to do."""
         line = self.failed if self.where is None else f"{self.failed}: {self.where}"
         details = []
         if self.wanted is not None:
@@ -88,6 +90,21 @@ class InputError(MergeKit3DError):
     """An input file is missing, damaged, or not what it should be."""
 
     exit_code = 65
+
+
+class MachineError(MergeKit3DError):
+    """The machine gave way: its memory or that of a device ran out, or a process of the run was killed."""
+
+    exit_code = 71
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of Python, numpy, torch or the system says that memory ran out; torch is not imported to tell."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return True
+    # torch.OutOfMemoryError is a RuntimeError; the last is all that oneDNN says.
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
 
 
 class OutputError(MergeKit3DError):

@@ -187,7 +187,7 @@ def accumulate(estimation: Estimation, snapshots: Snapshots, *, resume: bool, fo
         InputError: a subject that cannot be used, by its number.
         Interrupted: by a signal; the state is saved, and `resume` goes on from it.
         UsageError: the snapshot is of another run.
-        MergeKit3DError: out of memory, with what to change; or another process ended.
+        MachineError: out of memory, with what to change; or another process ended.
     """
     group, network = snapshots.group, estimation.network
     sums = empty_sums(network)

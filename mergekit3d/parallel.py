@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
-from mergekit3d.errors import Interrupted, MergeKit3DError, Problems, UsageError
+from mergekit3d.errors import Interrupted, MachineError, MergeKit3DError, Problems, UsageError
 from mergekit3d.options import Options
 from mergekit3d.progress import Reporter, Task
 from mergekit3d.recipe.load import LoadedRecipe
@@ -276,11 +276,11 @@ def _own_device(slot: str, slots: int) -> tuple[str, dict[str, str]]:
     return slot, {}
 
 
-def _crash(work: _Work, code: int, said: str) -> MergeKit3DError:
+def _crash(work: _Work, code: int, said: str) -> MachineError:
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     lines = [line for line in said.splitlines() if line.strip()]
     todo = "if the memory ran out, pass fewer --jobs" if code == -signal.SIGKILL else None
-    return MergeKit3DError("the process of a step died", where=work.step.name, found=f"{how}{f': {lines[-1]}' if lines else ''}", todo=todo)
+    return MachineError("the process of a step died", where=work.step.name, found=f"{how}{f': {lines[-1]}' if lines else ''}", todo=todo)
 
 
 def _close(work: _Work) -> None:

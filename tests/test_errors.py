@@ -10,6 +10,7 @@ from mergekit3d.errors import (
     InputError,
     Interrupted,
     LockedError,
+    MachineError,
     MergeKit3DError,
     OutputError,
     ProblemCollector,
@@ -43,7 +44,7 @@ def test_line_is_one_printable_line():
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(1, MergeKit3DError), (2, UsageError), (2, RecipeError), (65, InputError), (74, OutputError), (75, LockedError)],
+    [(70, MergeKit3DError), (2, UsageError), (2, RecipeError), (65, InputError), (71, MachineError), (74, OutputError), (75, LockedError)],
 )
 def test_exit_codes(code, kind):
     """Each kind of error has the exit code of the reliability table."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
-from mergekit3d.errors import MergeKit3DError
+from mergekit3d.errors import MachineError
 
 Job = tuple[int, Callable[[], Any]]
 """Its size (of any unit) and what it does."""
@@ -109,7 +109,7 @@ def _received(reader: Any, waiting: dict[Any, Any]) -> Any:
         process = waiting[reader]
         process.join()
         todo = "free some memory, and run again"
-        return MergeKit3DError("a process of the work was killed", found=f"exit code {process.exitcode}", todo=todo)
+        return MachineError("a process of the work was killed", found=f"exit code {process.exitcode}", todo=todo)
     if message is None:
         waiting.pop(reader).join()
     return message

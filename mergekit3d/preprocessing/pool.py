@@ -12,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit3d.errors import InputError, MergeKit3DError, UsageError
+from mergekit3d.errors import InputError, MachineError, UsageError
 from mergekit3d.preprocessing.subject import Job
 from mergekit3d.training.interruption import SIGNALS, Interruption
 
@@ -101,7 +101,7 @@ def _in_processes(work: Work, jobs: Sequence[Job], workers: int, interruption: I
         finished = True
     except BrokenProcessPool as error:
         todo = "free some memory, or pass fewer --workers, and run again with --resume"
-        raise MergeKit3DError("a process of the work was killed", todo=todo) from error
+        raise MachineError("a process of the work was killed", todo=todo) from error
     finally:
         if not finished:
             # Whatever stops the work stops the processes too: nobody waits for what they are at.

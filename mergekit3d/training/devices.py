@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergekit3d.errors import MergeKit3DError, UsageError
+from mergekit3d.errors import MachineError, UsageError, is_out_of_memory
 from mergekit3d.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def memory_advice(
         further: what else would help.
 
     Raises:
-        MergeKit3DError: the memory ran out inside the block.
+        MachineError: the memory ran out inside the block.
     """
     try:
         yield
@@ -143,14 +143,7 @@ def memory_advice(
             advice.append(f"make batch_size {batch_size} smaller")
         if runtime.precision == "fp32" and runtime.device.type != "cpu":
             advice.append("pass --precision bf16")
+        if runtime.device.type != "cpu":
+            advice.append("pass --device cpu")
         advice += further
-        raise MergeKit3DError("out of memory", where=runtime.device, todo=", or ".join(advice)) from error
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error is that of an exhausted memory, of the processor or a device."""
-    import torch
-
-    # The last is all that oneDNN says.
-    texts = ("out of memory", "can't allocate memory", "not enough memory", "could not create a primitive")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error).lower() for text in texts)
+        raise MachineError("out of memory", where=runtime.device, todo=", or ".join(advice)) from error

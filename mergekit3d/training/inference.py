@@ -54,7 +54,7 @@ def predict_volume(
         (C, X, Y, Z) float32, on the runtime's device.
 
     Raises:
-        MergeKit3DError: out of memory, with what to change.
+        MachineError: out of memory, with what to change.
 
     Source: nnU-Net's inference (Isensee et al. 2021): Gaussian weights with sigma = window / 8, logits averaged over the windows,
     probabilities over the mirrored copies.
@@ -104,7 +104,7 @@ def volume_logits(
 
     Raises:
         UsageError: a window that the network does not take.
-        MergeKit3DError: out of memory, with what to change.
+        MachineError: out of memory, with what to change.
     """
     if patch_size is not None and any(edge % multiple_of for edge in patch_size):
         raise UsageError("the network does not take this patch_size", wanted=f"multiples of {multiple_of}", found=list(patch_size))

@@ -91,7 +91,7 @@ def fit(
         Interrupted: by a signal; the state is saved, and `resume` goes on from it.
         UsageError: the snapshot is of another identity.
         OutputError: the file system refused.
-        MergeKit3DError: out of memory, with what to change; or another process ended.
+        MachineError: out of memory, with what to change; or another process ended.
     """
     devices = [runtime.device] if runtime.device.type == "cuda" else []
     further = [] if settings.checkpoint_activations else ["set checkpoint_activations: true"]

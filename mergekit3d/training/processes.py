@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mergekit3d.errors import MergeKit3DError
+from mergekit3d.errors import MachineError, MergeKit3DError
 from mergekit3d.progress import SILENT, Reporter
 
 if TYPE_CHECKING:
@@ -306,9 +306,7 @@ def _connected() -> tuple[ProcessGroup, bool]:
         # as it stands in default arguments of modules that are imported later.
         gloo = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise MergeKit3DError(
-            "cannot reach the other processes", found=str(error).splitlines()[0], todo="start them by torchrun"
-        ) from error
+        raise MachineError("cannot reach the other processes", found=str(error).splitlines()[0], todo="start them by torchrun") from error
     rank = dist.get_rank()
     return ProcessGroup(rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)), Connections(gloo)), begun
 
@@ -352,4 +350,4 @@ def _telling_of_the_others() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise MergeKit3DError("another process of this run has ended", todo="look at what it says") from error
+        raise MachineError("another process of this run has ended", todo="look at what it says") from error

@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from mergekit3d.errors import InputError
-from mergekit3d.training.devices import is_out_of_memory
+from mergekit3d.errors import InputError, is_out_of_memory
 
 
 @contextmanager

@@ -174,21 +174,39 @@ def test_quiet_leaves_warnings_only(mergekit, fake):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("fusee",), "No such command 'fusee'. Did you mean 'fuse'?"),
-        (("fuse", "--recpie", "x"), "--recipe"),
-        (("fuse", "--precision", "fp16"), "'auto', 'fp32', 'bf16'"),
+        (("fusee",), "unknown command 'fusee'; did you mean 'fuse'?"),
+        (("wibble",), "unknown command 'wibble'; see: mergekit3d --help"),
+        (("version",), "unknown command 'version'; did you mean --version?"),
+        (("help", "fsue"), "unknown command 'fsue'; did you mean 'fuse'?"),
+        (("--verison",), "unknown flag --verison; did you mean --version?"),
+        (("--device", "cpu"), "unknown flag --device; it goes behind a command: "),
+        (("fuse", "--recepie", "x"), "unknown flag --recepie of fuse; did you mean --recipe?"),
+        (("compare", "--data", "x"), "unknown flag --data of compare; fisher, predict, evaluate, forgetting have it"),
+        (("finetune", "--epochs", "3"), "unknown flag --epochs of finetune; it is a key of the recipe: --set finetune.epochs=..."),
+        (("methods", "--wibble"), "unknown flag --wibble of methods; see: mergekit3d methods --help"),
+        (("fuse", "timm.yaml"), "too many arguments for fuse: wanted none, found timm.yaml; did you mean --recipe timm.yaml?"),
+        (("verify", "a", "b"), "too many arguments for verify: wanted FILE, found b; see: mergekit3d verify --help"),
+        (("fuse", "--recipe"), "--recipe needs a value: wanted RECIPE; see: mergekit3d fuse --help"),
+        (("fuse", "--force=1"), "--force takes no value; see: mergekit3d fuse --help"),
+        (("fuse", "--precision", "fp16"), "wrong value: --precision: wanted auto, fp32 or bf16, found fp16; did you mean bf16?"),
+        (("predict", "--submission", "brast"), "wrong value: --submission: wanted brats, found brast; did you mean brats?"),
+        (("fuse", "--seed", "x"), "wrong value: --seed: wanted a whole number of at least 0, found x"),
+        (("run", "--jobs", "0"), "wrong value: --jobs: wanted a whole number of at least 1, found 0"),
+        (("predict", "--overlap", "1"), "wrong value: --overlap: wanted a number of 0 to 0.99, found 1"),
         (("fuse", "--recipe", "x", "--device", "gpu"), "unknown device: --device: wanted auto, cpu, cuda, cuda:N or mps, found gpu"),
         (("fuse", "--recipe", "x", "--set", "adapt.epochs"), "wanted KEY.PATH=VALUE, such as finetune.epochs=100, found adapt.epochs"),
     ],
 )
-def test_usage_errors_end_with_2_and_help(mergekit, fake, arguments, said):
-    """Typos get the nearest name, bad values what is allowed."""
+def test_usage_errors_are_one_line_and_end_with_2(mergekit, fake, arguments, said):
+    """Typos get the nearest name, flags of others whose they are, bad values what is allowed; nothing stands on stdout."""
     fake("fuse")
 
     outcome = mergekit(*arguments)
 
     assert 2 == outcome.exit_code
+    assert outcome.stderr.startswith("error: ")
     assert said in outcome.stderr
+    assert 1 == outcome.stderr.count("\n")
     assert not outcome.stdout
 
 
@@ -202,7 +220,9 @@ def test_no_command_shows_the_help(mergekit):
     outcome = mergekit()
 
     assert 2 == outcome.exit_code
-    assert "Commands:" in outcome.stdout + outcome.stderr
+    assert not outcome.stdout
+    assert "Usage: mergekit3d COMMAND" in outcome.stderr
+    assert "  fuse " in outcome.stderr
 
 
 def test_no_colour_where_stderr_is_no_terminal():

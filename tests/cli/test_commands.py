@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,8 @@ import pytest
 from mergekit3d.options import Options
 
 EVERY_COMMAND = (
-    "demo", "phantom", "inspect", "preprocess", "train", "fisher", "fuse", "adapt", "finetune", "predict", "evaluate", "compare",
-    "forgetting",
-    "plot", "run", "report", "verify", "convert", "schema", "methods",
+    "demo", "run", "phantom", "preprocess", "train", "fisher", "adapt", "fuse", "finetune", "methods", "predict", "evaluate", "compare",
+    "forgetting", "plot", "report", "inspect", "verify", "convert", "schema",
 )  # fmt: skip
 
 
@@ -355,7 +355,7 @@ def test_report(mergekit, fake):
 
     assert 0 == mergekit("report", "demo", "--out", "page.html", "--force").exit_code
     assert ((Path("demo"),), Path("page.html"), True) == (seen["arguments"], seen["out"], seen["force"])
-    assert "Did you mean 'report'" in mergekit("reprot", "demo").stderr
+    assert "did you mean 'report'?" in mergekit("reprot", "demo").stderr
 
 
 def test_verify(mergekit, fake):
@@ -391,17 +391,22 @@ def test_methods_are_listed_with_what_they_need(mergekit):
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
 def test_help_of_every_command_has_an_example_and_the_common_flags(mergekit, command):
-    """Examples to copy; --json, --quiet and --debug everywhere."""
+    """Examples to copy; --json, --quiet and --debug everywhere; at most 80 columns, ASCII, which no terminal lacks."""
     said = mergekit(command, "--help").stdout
 
     assert "Examples:" in said
-    assert f"    mergekit3d {command}" in said
+    assert f"  mergekit3d {command}" in said.split("Examples:\n")[1]
+    assert all(len(line) <= 80 for line in said.splitlines())
+    assert said.isascii()
     assert all(flag in said for flag in ("--json", "--quiet", "--debug"))
 
 
 def test_help_lists_every_command_with_a_whole_sentence(mergekit):
-    """No summary is cut off at 80 columns."""
-    listing = mergekit("--help").stdout.split("Commands:\n")[1].splitlines()
+    """In groups, in the order of the work; no summary is cut off at 80 columns."""
+    said = mergekit("--help").stdout
+    groups = re.findall(r"^([A-Z][a-z ]+):\n((?:  [a-z0-9]+ +[A-Z].*\n)+)", said, flags=re.MULTILINE)
+    lines = [line for _, listing in groups for line in listing.splitlines()]
 
-    assert list(EVERY_COMMAND) == [line.split()[0] for line in listing]
-    assert all(line.endswith(".") and not line.endswith("...") for line in listing)
+    assert ["All at once", "Data", "Sources", "Merging", "Results", "Files"] == [heading for heading, _ in groups]
+    assert list(EVERY_COMMAND) == [line.split()[0] for line in lines]
+    assert all(line.endswith(".") and not line.endswith("...") and len(line) <= 80 for line in lines)
