@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 MIRROR_AXES = (0,)
+SHOWN_IDS = 6
 """Left and right: what trainings mirror along unless they are told otherwise."""
 
 
@@ -203,8 +204,14 @@ def ensemble_of(checkpoints: Sequence[Path | str], options: Options, **how: Any)
     return members
 
 
+def _listed(ids: Sequence[int]) -> str:
+    """Label ids; of the many that some regions of FreeSurfer have, the first."""
+    shown = ", ".join(map(str, ids[:SHOWN_IDS]))
+    return f"[{shown}]" if len(ids) <= SHOWN_IDS else f"[{shown} and {len(ids) - SHOWN_IDS} more]"
+
+
 def _described(task: TaskSpec) -> str:
-    outputs = ", ".join(f"{name} {list(ids)}" for name, ids in task.outputs.items())
+    outputs = ", ".join(f"{name} {_listed(ids)}" for name, ids in task.outputs.items())
     return f"{', '.join(task.modalities)} ({task.normalisation}, spacing {task.spacing_mm or 'native'}) to {outputs}"
 
 

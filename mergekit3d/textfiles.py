@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.errors import InputError
+from mergekit3d.nearby import did_you_mean_file
 
 
 def read_text(path: Path, what: str) -> str:
@@ -24,7 +25,8 @@ def read_text(path: Path, what: str) -> str:
     """
     failed = f"cannot read {what}"
     if not path.is_file():
-        raise InputError(failed, where=path, wanted="a file", found="a folder" if path.is_dir() else "nothing under that name")
+        found = "a folder" if path.is_dir() else "nothing under that name"
+        raise InputError(failed, where=path, wanted="a file", found=found, todo=None if path.exists() else did_you_mean_file(path))
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
 from mergekit3d.checkpoints.metadata import Metadata
 from mergekit3d.errors import InputError, UsageError
+from mergekit3d.nearby import did_you_mean_file
 from mergekit3d.registry import Registry
 
 if TYPE_CHECKING:
@@ -144,6 +145,6 @@ def _status(path: Path) -> os.stat_result:
     try:
         return path.stat()
     except FileNotFoundError as error:
-        raise InputError("no such file", where=path) from error
+        raise InputError("no such file", where=path, todo=did_you_mean_file(path)) from error
     except (OSError, ValueError) as error:
         raise InputError("cannot read the file", where=path, found=str(getattr(error, "strerror", error))) from error

@@ -214,6 +214,8 @@ def _no_subjects(root: Path, candidates: Sequence[Layout]) -> InputError:
     if not root.is_dir():
         return InputError("no subjects in the list", where=root, wanted=" or ".join(candidate.files for candidate in candidates))
     entries = sorted(root.iterdir())
+    if not entries:
+        return InputError("no subjects in the data folder", where=root, found="an empty folder", todo=todo)
     lists = [path.name for path in entries if path.name.lower().endswith(list_suffixes())]
     # Kinds alone: names of folders and files may be patients'.
     kinds = Counter("folders" if path.is_dir() else f"{''.join(path.suffixes[-2:])} files".strip() for path in entries)
@@ -222,6 +224,6 @@ def _no_subjects(root: Path, candidates: Sequence[Layout]) -> InputError:
         "no subjects in the data folder",
         where=root,
         wanted=" or ".join(f"{candidate.files} ({candidate.name})" for candidate in candidates),
-        found=seen or "an empty folder",
+        found=seen,
         todo=f"{todo}, or the list of them ({lists[0]})" if lists else todo,
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from mergekit3d.datasets.subject import Subject
 from mergekit3d.errors import InputError, ProblemCollector, RecipeError
+from mergekit3d.nearby import did_you_mean_file
 from mergekit3d.registry import did_you_mean
 from mergekit3d.storage.atomic import write_json
 
@@ -192,7 +193,9 @@ def refuse_unknown(wanted: Sequence[str], known: Collection[str]) -> None:
 def _read_text(path: Path) -> str:
     try:
         if not path.is_file():
-            raise InputError("no such file" if not path.exists() else "not a regular file", where=path)
+            missing = not path.exists()
+            failed = "no such file" if missing else "not a regular file"
+            raise InputError(failed, where=path, todo=did_you_mean_file(path) if missing else None)
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError("cannot read the split", where=path, wanted="at most 1 MiB", found=f"{path.stat().st_size} bytes")
         return path.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Any
 
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.partitions import Granularity
+from mergekit3d.nearby import did_you_mean_file
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.registry import did_you_mean
 from mergekit3d.storage.atomic import write_json
@@ -61,7 +62,8 @@ def read_ratios(path: Path) -> Ratios:
         InputError: missing, damaged, or ratios that are negative, not finite or all zero.
     """
     if not path.exists():
-        raise InputError("no mixing ratios", where=path, todo="run adapt first, or set merge.ratios: uniform")
+        todo = did_you_mean_file(path) or "run adapt first, or set merge.ratios: uniform"
+        raise InputError("no mixing ratios", where=path, todo=todo)
     content = read_json_object(path, "the mixing ratios")
     try:
         ratios = Ratios(tuple(content["sources"]), content["granularity"], dict(content["layers"]))

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.errors import RecipeError
+from mergekit3d.nearby import did_you_mean_file
+from mergekit3d.recipe.wording import yaml_problem
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -28,6 +30,7 @@ CONSTANTS = {
 }
 
 KeyPath = tuple[str | int, ...]
+RECIPE = "the recipe"
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,21 @@ class Document:
     Args:
         content: mappings, lists and scalars.
         lines: line number of every key path, counted from 1.
+        overrides: the flag that set it, of every key path that was set from outside.
     """
 
     content: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
+    overrides: dict[KeyPath, str] = field(default_factory=dict)
+
+    def place(self, location: KeyPath, where: str) -> str:
+        """Where the value of a key path, or the nearest one that holds it, was said."""
+        for end in range(len(location), -1, -1):
+            if location[:end] in self.overrides:
+                return self.overrides[location[:end]]
+            if location[:end] in self.lines:
+                return f"{where}, line {self.lines[location[:end]]}"
+        return where
 
 
 def read_document(path: Path) -> Document:
@@ -51,9 +65,7 @@ def read_document(path: Path) -> Document:
     """
     try:
         if not path.is_file():
-            raise (
-                RecipeError("no such recipe", where=path) if not path.exists() else RecipeError("the recipe is no regular file", where=path)
-            )
+            raise _no_file(path)
         content = path.read_bytes()
     except OSError as error:
         raise RecipeError("cannot read the recipe", where=path, found=(error.strerror or "an error").lower()) from error
@@ -62,15 +74,22 @@ def read_document(path: Path) -> Document:
     try:
         return parse_document(content.decode(), str(path))
     except UnicodeDecodeError as error:
-        raise RecipeError("the recipe is not UTF-8", where=path) from error
+        raise RecipeError("the recipe is not UTF-8", where=path, wanted="text in YAML", found="other bytes") from error
 
 
-def parse_document(text: str, where: str) -> Document:
+def _no_file(path: Path) -> RecipeError:
+    if not path.exists():
+        return RecipeError("no such recipe", where=path, todo=did_you_mean_file(path))
+    return RecipeError("the recipe is no regular file", where=path, wanted="a YAML file", found="a folder" if path.is_dir() else None)
+
+
+def parse_document(text: str, where: str, *, what: str = RECIPE) -> Document:
     """Plain data from YAML text.
 
     Args:
         text: one document.
         where: its name in error texts.
+        what: what it is, in error texts.
 
     Raises:
         RecipeError: not strict YAML.
@@ -82,8 +101,8 @@ def parse_document(text: str, where: str) -> Document:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = where if mark is None else f"{where}, line {mark.line + 1}"
-        raise RecipeError("the recipe is no YAML", where=place, found=getattr(error, "problem", None) or "an error") from error
+        place = where if mark is None or what != RECIPE else f"{where}, line {mark.line + 1}"
+        raise RecipeError(f"{what} is no YAML", where=place, **yaml_problem(getattr(error, "problem", None))) from error
     lines: dict[KeyPath, int] = {}
     content = None if root is None else _construct(root, (), lines, where)
     if not isinstance(content, dict):
@@ -93,7 +112,7 @@ def parse_document(text: str, where: str) -> Document:
 
 def parse_value(text: str, where: str) -> Any:
     """Plain data from the text of one value, as of ``--set key=value``."""
-    return parse_document(f"value: {text}", where).content["value"]
+    return parse_document(f"value: {text}", where, what="the value").content["value"]
 
 
 def _check_events(text: str, where: str) -> None:

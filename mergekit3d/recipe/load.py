@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from mergekit3d.errors import ProblemCollector, RecipeError, UsageError
 from mergekit3d.recipe.document import Document, KeyPath, parse_value, read_document
 from mergekit3d.recipe.models import ArchitectureModel, Recipe, SourceModel
+from mergekit3d.recipe.wording import wrong_value
 from mergekit3d.registry import did_you_mean
 
 PREPARED_NAME = "prepared"
@@ -156,18 +157,19 @@ def validate_recipe(document: Document, where: str) -> Recipe:
 
 def _problem(location: KeyPath, details: Any, document: Document, where: str) -> RecipeError:
     key = ".".join(f"{part}" for part in location) or "the recipe"
-    line = next((document.lines[location[:end]] for end in range(len(location), -1, -1) if location[:end] in document.lines), None)
-    place = where if line is None else f"{where}, line {line}"
+    place = document.place(location, where)
     if details["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
         return RecipeError(f"unknown key {key!r}", where=place, todo=did_you_mean(str(location[-1]), fields))
     if details["type"] == "missing":
         return RecipeError(f"the key {key!r} is missing", where=place)
-    return RecipeError(f"wrong value of {key!r}", where=place, found=_lower_first(details["msg"].removeprefix("Value error, ")))
+    return wrong_value(key, place, details, _value_at(document.content, location))
 
 
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]
+def _value_at(content: Any, location: KeyPath) -> Any:
+    for part in location:
+        content = content[part]
+    return content
 
 
 def _real_location(details: Any, content: Any) -> KeyPath:
@@ -209,26 +211,30 @@ def _override(document: Document, override: str) -> None:
     where = f"--set {path}"
     if not separator or not path:
         raise RecipeError("cannot read the override", where=f"--set {override}", wanted="key.path=value")
-    parts = path.split(".")
     content: Any = document.content
-    for part in parts[:-1]:
-        content = _descend(content, part, where)
-    value = parse_value(text, where)
-    if isinstance(content, list):
-        content[_index(content, parts[-1], where)] = value
-    elif isinstance(content, dict):
-        content[parts[-1]] = value
-    else:
-        raise RecipeError("no key can be set there", where=where, found="a plain value in the recipe")
+    location: list[str | int] = []
+    *parts, last = path.split(".")
+    for part in parts:
+        content, step = _descend(content, part, where)
+        location.append(step)
+    step = _step(content, last, where)
+    content[step] = parse_value(text, where)
+    document.overrides[(*location, step)] = where
 
 
-def _descend(content: Any, part: str, where: str) -> Any:
+def _descend(content: Any, part: str, where: str) -> tuple[Any, str | int]:
+    """What stands under a part of a key path, and the key or index that it stands under."""
+    step = _step(content, part, where)
+    if isinstance(content, dict) and content.get(part) is None:
+        content[part] = {}
+    return content[step], step
+
+
+def _step(content: Any, part: str, where: str) -> str | int:
     if isinstance(content, list):
-        return content[_index(content, part, where)]
+        return _index(content, part, where)
     if isinstance(content, dict):
-        if content.get(part) is None:
-            content[part] = {}
-        return content[part]
+        return part
     raise RecipeError("no key can be set there", where=where, found="a plain value in the recipe")
 
 

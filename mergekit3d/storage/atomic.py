@@ -166,6 +166,8 @@ def output_error(error: OSError, path: Path | str) -> MergeKit3DError:
     """An `OSError` of a write, told as an `OutputError` about `path`."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError("cannot write", where=path, found="no space left on the device", todo="free some space and run again")
+    if isinstance(error, FileExistsError):
+        return OutputError("cannot write", where=path, wanted="a folder", found="a file", todo="pass another --out")
     return OutputError("cannot write", where=path, found=(error.strerror or type(error).__name__).lower())
 
 

@@ -43,7 +43,7 @@ def compare(
     from mergekit3d.plots.differences import differences_figure
     from mergekit3d.plots.style import save_figure
 
-    paths = [Path(file) for file in files]
+    paths = [Path(file) / "metrics.csv" if Path(file).is_dir() else Path(file) for file in files]
     if len(paths) < 2:
         raise UsageError("cannot compare", wanted="two or more metrics.csv files", found=f"{len(paths)}")
     called = names_of(paths) if names is None else list(names)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.checkpoints import open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.methods import METHODS
+from mergekit3d.nearby import did_you_mean_file
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.anchors import FISHER, Anchors, checkpoint_anchors, fusion_anchors
 from mergekit3d.plan.constraints import plan_constraints
@@ -114,6 +115,7 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
             where=f"finetune.init: {init}",
             wanted=f"{known} or a checkpoint file",
             found="no such file",
+            todo=did_you_mean_file(path),
         )
     return checkpoint_start(loaded, path, cohort.task, seed)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network
-from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, load_tensors, open_checkpoint
+from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, format_for, load_tensors, open_checkpoint
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.fisher_file import FLOAT32, SQRT_FP16, FisherResult, read_result, write_fisher
@@ -101,9 +101,10 @@ def fisher(
         raise UsageError("unknown estimator", where="--estimator", wanted="sampled or true", found=estimator)
     if dtype not in (FLOAT32, SQRT_FP16):
         raise UsageError("unknown dtype", where="--dtype", wanted=f"{FLOAT32} or {SQRT_FP16}", found=dtype)
-    out = options.out or fisher_beside(Path(checkpoint))
-    _refuse(out, options)
     opened = open_checkpoint(checkpoint)
+    out = options.out or fisher_beside(Path(checkpoint))
+    format_for(out)
+    _refuse(out, options)
     opened.check_finite()
     dataset = find_dataset(data, layout)
     spec = network_of_source(opened, None if architecture is None else architecture_of(architecture))

@@ -150,8 +150,12 @@ def _check_arguments(checkpoints: Sequence[Path], names: Sequence[str] | None, r
     if recipe is not None and beside:
         raise UsageError(f"{beside[0]} and --recipe exclude each other", todo="the recipe says it; change it with --set")
     if recipe is None and not (checkpoints and flags["--source"] and flags["--data"]):
-        todo = "for example: forgetting fused.safetensors --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/"
-        raise UsageError("forgetting needs checkpoints, their sources and data, or a recipe", todo=todo)
+        lacking = [] if checkpoints else ["a checkpoint"]
+        lacking += [flag for flag in ("--source", "--data") if not flags[flag]]
+        given = checkpoints or flags["--source"] or flags["--data"]
+        todo = "for example: mergekit3d forgetting fused.safetensors --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/"
+        needs = f"{' and '.join(lacking)} too" if given else "--recipe; or checkpoints, --source and --data"
+        raise UsageError(f"forgetting needs {needs}", todo=todo)
     if names is not None and not checkpoints:
         raise UsageError("names of no checkpoints", where="--names", todo="name the checkpoints, or leave it out")
 

@@ -221,7 +221,7 @@ def _remarks(plan: FusionPlan) -> list[str]:
         if tensor.detail is not None and tensor.partition == SHARED and tensor.outcome in (EXPANDED, RANDOM)
     ]
     counts = Counter(tensor.detail for tensor in plan.owners if tensor.detail is not None and tensor.outcome in (COPIED, FUSED))
-    lines += [f"{count} tensors: {detail}" for detail, count in counts.items()]
+    lines += [f"{count} {'tensors' if count > 1 else 'tensor'}: {detail}" for detail, count in counts.items()]
     aliases = len(plan.tensors) - len(plan.owners)
     return (
         [*lines, f"{aliases} of {len(plan.tensors)} names are further names of other tensors: merged once, written each"]

@@ -138,14 +138,14 @@ def test_missing_file(tmp_path):
     """The path is named."""
     with pytest.raises(RecipeError) as caught:
         read_document(tmp_path / "r.yaml")
-    assert f"no such recipe: {tmp_path}/r.yaml" == str(caught.value)
+    assert f"no such recipe: {tmp_path}/r.yaml: wanted text in YAML, found other bytes" == str(caught.value)
 
 
 def test_folder(tmp_path):
     """A folder is no recipe."""
     with pytest.raises(RecipeError) as caught:
         read_document(tmp_path)
-    assert f"the recipe is no regular file: {tmp_path}" == str(caught.value)
+    assert f"the recipe is no regular file: {tmp_path}: wanted a YAML file, found a folder" == str(caught.value)
 
 
 def test_large_file(tmp_path):
@@ -161,7 +161,7 @@ def test_other_encoding(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"a: \xe9")
     with pytest.raises(RecipeError) as caught:
         read_document(tmp_path / "r.yaml")
-    assert f"the recipe is not UTF-8: {tmp_path}/r.yaml" == str(caught.value)
+    assert f"the recipe is not UTF-8: {tmp_path}/r.yaml: wanted text in YAML, found other bytes" == str(caught.value)
 
 
 @pytest.mark.parametrize(("expected", "text"), [(3, "3"), ([1, 2], "[1, 2]"), ({"train": 4}, "{train: 4}"), ("a b", "a b"), (None, "")])

@@ -115,7 +115,7 @@ def test_architecture_as_a_name_or_with_arguments(tmp_path):
 @pytest.mark.parametrize(
     ("told", "key"),
     [
-        ("r.yaml, line 2: found", "version: 2"),
+        ("r.yaml, line 2: wanted 1, found 2", "version: 2"),
         ("unknown key 'mrege': r.yaml, line 3; did you mean 'merge'?", "version: 1\nmrege: {method: imm}"),
         ("unknown key 'merge.metod': r.yaml, line 3; did you mean 'method'?", "version: 1\nmerge: {metod: imm}"),
         (
@@ -156,13 +156,14 @@ def test_all_problems_at_once(tmp_path):
         load_recipe(path)
 
     assert 2 == caught.value.exit_code
+    granularities = "'model', 'layer', 'tensor' or 'kernel'"
     assert [
-        "wrong value of 'sources.0': r.yaml, line 4: found give a checkpoint, or target and train",
+        "wrong value of 'sources.0': r.yaml, line 4; give a checkpoint, or target and train",
         "the key 'sources.1.name' is missing: r.yaml, line 5",
-        "wrong value of 'merge.granularity': r.yaml, line 6: found input should be 'model', 'layer', 'tensor' or 'kernel'",
+        f"wrong value of 'merge.granularity': r.yaml, line 6: wanted {granularities}, found another text; did you mean 'layer'?",
         "unknown key 'merge.ratio': r.yaml, line 6; did you mean 'ratios'?",
-        "wrong value of 'adapt.epochs': r.yaml, line 7: found input should be greater than or equal to 1",
-        "wrong value of 'finetune.learning_rate': r.yaml, line 8: found input should be a finite number",
+        "wrong value of 'adapt.epochs': r.yaml, line 7: wanted at least 1, found 0",
+        "wrong value of 'finetune.learning_rate': r.yaml, line 8: wanted a finite number, found nan",
     ] == str(caught.value).replace(str(path), "r.yaml").splitlines()
 
 
@@ -170,9 +171,7 @@ def test_values_are_not_echoed(tmp_path):
     """What a user typed may be a name of a patient or a path."""
     lines = problems_of(tmp_path, "version: 1\nadapt: {epochs: DOE_JOHN}")
 
-    assert [
-        "wrong value of 'adapt.epochs': r.yaml, line 2: found input should be a valid integer, unable to parse string as an integer"
-    ] == lines
+    assert ["wrong value of 'adapt.epochs': r.yaml, line 2: wanted a whole number, found a text"] == lines
 
 
 def test_union_is_told_once(tmp_path):
@@ -217,10 +216,10 @@ def test_wrong_overrides(tmp_path, told, override):
 
 
 def test_unknown_key_in_an_override(tmp_path):
-    """Is answered as if the file said so."""
+    """Is told of the flag, as the file does not hold it."""
     (line,) = problems_of(tmp_path, RECIPE, overrides=["adapt.epoch=3"])
 
-    assert line.startswith("unknown key 'adapt.epoch': r.yaml")
+    assert line.startswith("unknown key 'adapt.epoch': --set adapt.epoch")
     assert line.endswith("; did you mean 'epochs'?")
 
 
@@ -228,7 +227,24 @@ def test_override_that_is_no_yaml(tmp_path):
     """Names the flag as its place."""
     (line,) = problems_of(tmp_path, RECIPE, overrides=["adapt.epochs=[3"])
 
-    assert line.startswith("the recipe is no YAML: --set adapt.epochs, line ")
+    assert "the value is no YAML: --set adapt.epochs: wanted ',' or ']', found the end of the file" == line
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("adapt.epochs=many", "wrong value of 'adapt.epochs': --set adapt.epochs: wanted a whole number, found a text"),
+        ("adapt.epochs=0.5", "wrong value of 'adapt.epochs': --set adapt.epochs: wanted a whole number, found 0.5"),
+        ("adapt.compile=1.5", "wrong value of 'adapt.compile': --set adapt.compile: wanted true or false, found 1.5"),
+        ("adapt={epoch: 3}", "unknown key 'adapt.epoch': --set adapt; did you mean 'epochs'?"),
+        ("merge.ratios={m1:1}", "wrong value of 'merge.ratios.m1:1': --set merge.ratios: wanted a number, found nothing; write a space"),
+    ],
+)
+def test_what_an_override_got_wrong_is_told_of_the_flag(tmp_path, override, told):
+    """Not of a line of the file, which does not hold it."""
+    lines = problems_of(tmp_path, RECIPE, overrides=[override])
+
+    assert lines[0].startswith(told)
 
 
 def test_changed_copy_keeps_the_rest(tmp_path):

@@ -143,7 +143,7 @@ def test_all_problems_of_the_checkpoints_come_at_once(networks, data):
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
-        ({"sources": None}, "forgetting needs checkpoints, their sources and data, or a recipe"),
+        ({"sources": None}, "forgetting needs --source too"),
         ({"recipe": "r.yaml"}, "--source and --recipe exclude each other"),
         ({"names": ["m1"]}, "the names do not fit the checkpoints: --names: wanted 1 different names, none of them m1 or m2, found m1"),
         ({"overlap": 1.5, "patch_size": (8, 8, 8)}, "no such overlap"),
