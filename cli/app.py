@@ -66,6 +66,7 @@ ENTRIES = (
     Entry(files.schema, "Files", "[OPTIONS]"),
 )
 """Every command, in the order of the work."""
+COMMANDS = tuple(entry.function for entry in ENTRIES)
 
 # Rich help and errors cost 0.2 s a call, and their boxes break error messages into pieces that no log search finds.
 app = typer.Typer(

@@ -11,7 +11,9 @@ import mergekit3d
 from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import Force, Layout, Out, Overrides, RecipeFlag, needed, overrides_of
+from .flags import OUTPUT, Force, Layout, Out, Overrides, RecipeFlag, needed, overrides_of
+
+SchemaOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.", rich_help_panel=OUTPUT)]
 
 
 def inspect(
@@ -122,14 +124,21 @@ def convert(
     return mergekit3d.convert(checkpoint, out, to=to, like=like, allow_code=allow_code, force=force)
 
 
-def schema() -> Result:
+def schema(*, out: SchemaOut = None, force: Force = False) -> Result:
     """Print the JSON schema of recipes, for editors.
+
+    Editors with the YAML language server (VS Code with its YAML extension, Neovim, Emacs, Helix) then show what each key means, complete
+    keys, and mark wrong ones, if the first line of a recipe names the file:
+
+      # yaml-language-server: $schema=recipe.schema.json
 
     Examples:
 
-      mergekit3d schema > recipe.schema.json
+      mergekit3d schema --out recipe.schema.json
+
+      mergekit3d schema --json | python -m json.tool
     """
-    return mergekit3d.schema()
+    return mergekit3d.schema(out=out, force=force)
 
 
 def methods() -> Result:

@@ -138,7 +138,7 @@ def test_missing_file(tmp_path):
     """The path is named."""
     with pytest.raises(RecipeError) as caught:
         read_document(tmp_path / "r.yaml")
-    assert f"no such recipe: {tmp_path}/r.yaml: wanted text in YAML, found other bytes" == str(caught.value)
+    assert f"no such recipe: {tmp_path}/r.yaml" == str(caught.value)
 
 
 def test_folder(tmp_path):
