@@ -53,7 +53,7 @@ def completions(group: Any, words: Sequence[str], incomplete: str) -> list[Candi
         words: what stands before, without the program.
         incomplete: the beginning of the word.
     """
-    words = words[1:] if words[:1] == ["help"] and len(words) == 1 else words
+    words = [] if list(words) == ["help"] else words
     if not words:
         found = _flags(group, ()) if incomplete.startswith("-") else _commands(group)
     else:
