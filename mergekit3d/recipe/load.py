@@ -220,6 +220,9 @@ def _override(document: Document, override: str) -> None:
     step = _step(content, last, where)
     content[step] = parse_value(text, where)
     document.overrides[(*location, step)] = where
+    for end in range(1, len(location) + 1):
+        if tuple(location[:end]) not in document.lines:
+            document.overrides[tuple(location[:end])] = where
 
 
 def _descend(content: Any, part: str, where: str) -> tuple[Any, str | int]:
