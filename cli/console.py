@@ -119,11 +119,11 @@ class TerminalReporter:
 
     def info(self, message: str) -> None:
         """A line above the bars."""
-        self.console.print(message, soft_wrap=True)
+        self.console.print(printable(message), soft_wrap=True)
 
     def warn(self, message: str) -> None:
         """A line above the bars, in yellow, that starts with "warning:"."""
-        self.console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+        self.console.print(f"warning: {printable(message)}", style="yellow", soft_wrap=True)
 
     def task(self, description: str, total: float | None) -> _Bar:
         """A task shown as a bar."""
@@ -132,17 +132,22 @@ class TerminalReporter:
     def start(self) -> Progress:
         """The display of all bars, started with the first one."""
         from rich import progress
+        from rich.table import Column
 
         if self.progress is None:
             self.progress = progress.Progress(
                 progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(),
+                progress.BarColumn(bar_width=min(40, max(8, self.console.width // 6))),
                 progress.MofNCompleteColumn(),
                 progress.TimeElapsedColumn(),
                 progress.TimeRemainingColumn(),
-                progress.TextColumn("{task.fields[message]}", markup=False),
+                # It gives way where the terminal is narrow; all of it stands in the line that a task leaves.
+                progress.TextColumn(
+                    "{task.fields[message]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+                ),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
             self.progress.start()
         self.open_tasks += 1

@@ -15,6 +15,7 @@ from typing import Any
 
 from mergekit3d.errors import Interrupted, MachineError, MergeKit3DError, OutputError, Problems, UsageError, is_out_of_memory
 from mergekit3d.registry import nearest
+from mergekit3d.training.processes import is_first_process
 
 from .flags import Output
 from .terminal import label
@@ -44,9 +45,8 @@ def tell(error: BaseException, output: Output) -> int:
 
     With --json the same stands on stdout: ``{"error": {"exit_code": ..., "problems": [{"message": ..., "failed": ...}]}}``.
     """
-    if isinstance(error, MergeKit3DError) and error.told_elsewhere:
-        return error.exit_code
-    if output.debug:
+    told_elsewhere = isinstance(error, MergeKit3DError) and error.told_elsewhere
+    if output.debug and not told_elsewhere:
         traceback.print_exception(error)
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
@@ -54,9 +54,9 @@ def tell(error: BaseException, output: Output) -> int:
     if isinstance(known, InternalError) and not output.debug:
         known.todo = "run again with --debug to see where"
     problems = known.problems if isinstance(known, Problems) else (known,)
-    for problem in problems:
+    for problem in () if told_elsewhere else problems:
         _complain(problem.line())
-    if output.json:
+    if output.json and is_first_process():
         _print_object(known.exit_code, problems)
     return known.exit_code
 

@@ -61,7 +61,8 @@ class TrainResult:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {**vars(self), "best": str(self.best), "last": str(self.last), "log": str(self.log)}
+        paths = {"out": self.best.parent, "best": self.best, "last": self.last, "log": self.log}
+        return {**vars(self), **{name: str(path) for name, path in paths.items()}}
 
     def lines(self) -> list[str]:
         """Lines for people."""

@@ -74,7 +74,7 @@ class AdaptResult:
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
         paths = {key: str(getattr(self, key)) for key in ("ratios", "checkpoint", "log", "picture", "path")}
-        return {**vars(self), **paths, "layers": dict(self.layers)}
+        return {"out": str(self.ratios.parent), **vars(self), **paths, "layers": dict(self.layers)}
 
     def lines(self) -> list[str]:
         """Lines for people."""

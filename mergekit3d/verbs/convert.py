@@ -42,7 +42,7 @@ class ConvertResult:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {**vars(self), "path": str(self.path), "out": str(self.out)}
+        return {"file": str(self.path), **vars(self), "path": str(self.path), "out": str(self.out)}
 
     def lines(self) -> list[str]:
         """Lines for people."""

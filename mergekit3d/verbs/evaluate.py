@@ -68,7 +68,13 @@ class EvaluateResult:
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; what is undefined is null."""
         figures = {key: {region: _defined(value) for region, value in getattr(self, key).items()} for key in ("dice", "hd95", "nsd")}
-        found = {"metrics": str(self.metrics), "summary": str(self.summary), "subjects": self.subjects, **figures}
+        found = {
+            "out": str(self.metrics.parent),
+            "metrics": str(self.metrics),
+            "summary": str(self.summary),
+            "subjects": self.subjects,
+            **figures,
+        }
         mean = {"mean_dice": _defined(self.mean_dice), "mean_dice_interval_95": list(self.mean_interval)}
         intervals = {"dice": self.intervals, "hd95": self.hd95_intervals, "nsd": self.nsd_intervals}
         by_name = {f"{name}_interval_95": dict(ends) for name, ends in intervals.items()}

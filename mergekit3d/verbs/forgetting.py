@@ -54,6 +54,7 @@ class ForgettingResult:
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``; what is undefined is None."""
         return {
+            "out": str(self.out),
             **{key: str(self.out / name) for key, name in (("table", JSON), ("rows", CSV), ("picture", PICTURE))},
             **self.matrix.as_json(),
         }

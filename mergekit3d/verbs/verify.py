@@ -30,7 +30,7 @@ class VerifyResult:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data for ``--json``."""
-        return {**vars(self), "path": str(self.path), "intact": True}
+        return {"file": str(self.path), **vars(self), "path": str(self.path), "intact": True}
 
     def lines(self) -> list[str]:
         """One line for people."""

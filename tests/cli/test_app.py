@@ -215,6 +215,26 @@ def test_version(mergekit):
     assert f"mergekit3d {__version__}\n" == mergekit("--version").stdout
 
 
+def test_help_of_a_command_is_had_in_two_ways(mergekit):
+    """`help COMMAND` as well as `COMMAND --help`; `help` alone is that of all."""
+    assert mergekit("fuse", "--help").stdout == mergekit("help", "fuse").stdout == mergekit("fuse", "-h").stdout
+    assert mergekit("--help").stdout == mergekit("help").stdout
+
+
+def test_help_shows_ways_flags_by_group_and_exit_codes(mergekit):
+    """Usage as it is meant, not as it is parsed; arguments are explained; codes where they tell of the command."""
+    said = mergekit("predict", "--help").stdout
+
+    assert said.startswith("Usage: mergekit3d predict CKPT... --data DATA --out DIR [OPTIONS]\n")
+    assert ["Arguments", "Input", "Options", "Inference", "Computing", "Output", "Messages", "Examples"] == [
+        line[:-1] for line in said.splitlines() if line.endswith(":") and line[0].isupper()
+    ]
+    assert "  CKPT...  The checkpoint, or several as an ensemble.\n" in said
+    assert "Exit code 65 also where a subject cannot be used" in said
+    both = mergekit("fisher", "--help").stdout
+    assert "Usage: mergekit3d fisher CKPT --data DATA [OPTIONS]\n       mergekit3d fisher --recipe RECIPE [OPTIONS]\n" in both
+
+
 def test_no_command_shows_the_help(mergekit):
     """Exit code 2, as nothing was done; the commands are listed."""
     outcome = mergekit()

@@ -166,6 +166,23 @@ def test_bars_show_description_count_and_message(terminal):
     assert "epoch: done" not in said
 
 
+def test_bars_of_a_narrow_terminal_keep_their_counts(terminal):
+    """The live figure gives way, not the bar; the line that the task leaves has all of it."""
+    from rich.console import Console
+
+    terminal.console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    message = "loss 0.831, dice 0.198 (ET 0.12, TC 0.31, WT 0.44), at most 4 min left"
+    with terminal.task("finetune", 500) as task:
+        task.advance(143, message=message)
+        narrow = Console(file=io.StringIO(), width=80, color_system=None)
+        narrow.print(terminal.progress.get_renderable())
+    (line,) = narrow.file.getvalue().splitlines()
+
+    assert all(text in line for text in ("finetune", "━", "143/500", "0:00:00", "loss 0.831, dice"))
+    assert line.rstrip().endswith("…")
+    assert message in terminal.console.file.getvalue()
+
+
 def test_bars_are_gone_after_an_error(terminal):
     """The terminal is left as it was, for the error to be told."""
     with pytest.raises(KeyError), terminal.task("training", 4):
@@ -262,10 +279,12 @@ def test_show_prints_names_that_stdout_cannot_encode(monkeypatch):
     assert b"m\\udcff \\xe9\n" == raw.getvalue()
 
 
-def test_names_cannot_command_the_terminal(capsys, log):
+def test_names_cannot_command_the_terminal(capsys, log, terminal):
     """Escape sequences of a file name are spelt out, in results and in messages."""
     show(Answer(["a\x1b[2Jb: 3 tensors\nand more"], {}), as_json=False)
     PlainReporter(log, quiet=False).warn("a\x1b[2Jb")
+    terminal.warn("c\x1b[2Jd")
 
     assert "a\\x1b[2Jb: 3 tensors\nand more\n" == capsys.readouterr().out
     assert "warning: a\\x1b[2Jb\n" == log.getvalue()
+    assert "warning: c\\x1b[2Jd" in terminal.console.file.getvalue()
