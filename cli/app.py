@@ -35,21 +35,20 @@ class Entry(NamedTuple):
     exit_codes: str | None = None
 
 
-LEFT_OUT = "Exit code 65 also where a subject cannot be used: it is told by its number, and the others are done."
 STOPPED = "Exit code 128 + N after signal N: the state is saved, and --resume goes on."
 RECIPE = "--recipe RECIPE [OPTIONS]"
 ENTRIES = (
     Entry(results.demo, "All at once", "[OPTIONS]", STOPPED),
     Entry(method.run, "All at once", "RECIPE [OPTIONS]", STOPPED),
     Entry(results.phantom, "Data", "OUT --layout hcp|brats --subjects N [OPTIONS]"),
-    Entry(results.preprocess, "Data", "IN OUT [OPTIONS]", LEFT_OUT),
+    Entry(results.preprocess, "Data", "IN OUT [OPTIONS]"),
     Entry(method.train, "Sources", RECIPE, STOPPED),
     Entry(method.fisher, "Sources", "CKPT --data DATA [OPTIONS] | --recipe RECIPE [OPTIONS]", STOPPED),
     Entry(method.adapt, "Merging", RECIPE, STOPPED),
     Entry(method.fuse, "Merging", RECIPE, "Exit code 65: a source is damaged, holds NaN, or does not fit; nothing is written then."),
     Entry(method.finetune, "Merging", RECIPE, STOPPED),
     Entry(files.methods, "Merging", "[OPTIONS]"),
-    Entry(results.predict, "Results", "CKPT... --data DATA --out DIR [OPTIONS]", f"{LEFT_OUT} {STOPPED}"),
+    Entry(results.predict, "Results", "CKPT... --data DATA --out DIR [OPTIONS]", STOPPED),
     Entry(results.evaluate, "Results", "CKPT --data DATA [OPTIONS] | --pred DIR --truth DIR [OPTIONS]", STOPPED),
     Entry(results.compare, "Results", "METRICS METRICS... [OPTIONS]"),
     Entry(
@@ -61,7 +60,7 @@ ENTRIES = (
     Entry(results.plot, "Results", "FILE... [OPTIONS]"),
     Entry(files.report, "Results", "RUN [OPTIONS]"),
     Entry(files.inspect, "Files", "CKPT... [OPTIONS] | DATA [OPTIONS] | --recipe RECIPE [OPTIONS]"),
-    Entry(files.verify, "Files", "FILE [OPTIONS]", "Exit code 0: as it was written; 65: damaged, or no file with a seal."),
+    Entry(files.verify, "Files", "FILE [OPTIONS]"),
     Entry(files.convert, "Files", "CKPT OUT [OPTIONS]"),
     Entry(files.schema, "Files", "[OPTIONS]"),
 )

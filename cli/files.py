@@ -18,7 +18,7 @@ SchemaOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="W
 
 def inspect(
     checkpoints: Annotated[
-        list[Path] | None, typer.Argument(metavar="CKPT...|DATA", show_default=False, help="Checkpoints; or a folder or list of subjects.")
+        list[Path] | None, typer.Argument(metavar="CKPT...|DATA", help="Checkpoints, or one data set.", show_default=False)
     ] = None,
     *,
     recipe: RecipeFlag = None,
@@ -30,6 +30,7 @@ def inspect(
     """Show what checkpoints or data hold, and what can be fused.
 
     With --recipe: the plan, without running it. Of a folder or list of subjects: modalities, grids, labels, and what is missing or odd.
+    Writes nothing.
 
     Examples:
 
@@ -53,7 +54,7 @@ def inspect(
 
 
 def report(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", show_default=False, help="The output folder of a command.")] = None,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)] = None,
     *,
     out: Out = None,
     force: Force = False,
@@ -61,8 +62,8 @@ def report(
 ) -> Result:
     """Write one HTML file on what a run left.
 
-    RUN is what run, train, fisher, adapt, fuse, finetune, evaluate, compare or forgetting left. Nothing is computed anew. The file is
-    report.html in RUN unless --out says otherwise.
+    RUN is the output folder of run, train, fisher, adapt, fuse, finetune, evaluate, compare or forgetting. Nothing is computed anew.
+    Writes RUN/report.html, unless --out says otherwise.
 
     Examples:
 
@@ -75,11 +76,11 @@ def report(
 
 
 def verify(
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", show_default=False, help="A checkpoint or Fisher diagonal.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="A checkpoint or Fisher diagonal.", show_default=False)] = None,
 ) -> Result:
     """Check the seal of a file that mergekit3d wrote.
 
-    The seal is a SHA-256 over every tensor's name, type, shape and bytes: it shows damage, not forgery.
+    Writes nothing; the exit code tells: 0 intact, 65 damaged or without a seal.
 
     Examples:
 
@@ -90,10 +91,8 @@ def verify(
 
 
 def convert(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CKPT", show_default=False, help="The checkpoint, of any format that is read.")
-    ] = None,
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The file or folder to write.")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="A checkpoint of any format.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The file or folder to write.", show_default=False)] = None,
     *,
     to: Annotated[
         str | None, typer.Option(metavar="safetensors|pt|nnunet|monai", help="Format of OUT; told from its name unless given.")
@@ -105,14 +104,16 @@ def convert(
     allow_code: Annotated[str | None, typer.Option(metavar="SHA256", help="Run the code of this very MONAI bundle or pickle.")] = None,
     force: Force = False,
 ) -> Result:
-    r"""Write a checkpoint in another format, every tensor bit for bit.
+    """Write a checkpoint in another format, every tensor bit for bit.
+
+    Writes OUT: a file, or the folder of a bundle or of a trained model.
 
     Examples:
 
       mergekit3d convert m1.pth m1.safetensors
 
-      mergekit3d convert fused.safetensors \
-          nnUNetTrainer__nnUNetPlans__3d_fullres/ --to nnunet
+      mergekit3d convert fused.safetensors
+      nnUNetTrainer__nnUNetPlans__3d_fullres/ --to nnunet
 
       mergekit3d convert fused.safetensors bundle/ --to monai
 
@@ -127,8 +128,8 @@ def convert(
 def schema(*, out: SchemaOut = None, force: Force = False) -> Result:
     """Print the JSON schema of recipes, for editors.
 
-    Editors with the YAML language server (VS Code with its YAML extension, Neovim, Emacs, Helix) then show what each key means, complete
-    keys, and mark wrong ones, if the first line of a recipe names the file:
+    Writes to stdout, or to --out. Editors with the YAML language server (VS Code with its YAML extension, Neovim, Emacs, Helix) then show
+    what each key means, complete keys, and mark wrong ones, if the first line of a recipe names the file:
 
       # yaml-language-server: $schema=recipe.schema.json
 
@@ -136,13 +137,15 @@ def schema(*, out: SchemaOut = None, force: Force = False) -> Result:
 
       mergekit3d schema --out recipe.schema.json
 
-      mergekit3d schema --json | python -m json.tool
+      mergekit3d schema > recipe.schema.json
     """
     return mergekit3d.schema(out=out, force=force)
 
 
 def methods() -> Result:
     """List the merge methods that a recipe can name.
+
+    Writes nothing but to stdout.
 
     Examples:
 

@@ -159,12 +159,13 @@ def _write_text(text: str | None, formatter: Any) -> None:
 
 
 def _write_examples(text: str | None, formatter: Any) -> None:
-    examples = inspect.cleandoc(text or "").partition(EXAMPLES)[2]
-    lines = [line for line in inspect.cleandoc(examples).splitlines() if line.strip()]
-    if lines:
+    """One example a paragraph of the docstring, to be copied: where it runs over several lines, the shell is told so."""
+    examples = inspect.cleandoc(inspect.cleandoc(text or "").partition(EXAMPLES)[2])
+    if examples:
         with formatter.section("Examples"):
-            for line in lines:
-                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+            for example in examples.split("\n\n"):
+                lines = [line.strip() for line in example.strip().splitlines()]
+                formatter.write("".join(f"{'':>{formatter.current_indent}}{line}\n" for line in " \\\n    ".join(lines).split("\n")))
 
 
 def _write_epilog(text: str | None, formatter: Any) -> None:

@@ -34,6 +34,9 @@ RECIPE = "a recipe"
 def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
     """Train a source model, from random or another source.
 
+    Writes OUT/train: best.safetensors, last.safetensors, log.csv, progress.png, split.json, recipe.yaml. OUT is --out, the recipe's out, or
+    a folder of its name beside it.
+
     Examples:
 
       mergekit3d train --recipe m1.yaml
@@ -47,7 +50,7 @@ def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
 
 
 def fisher(
-    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", show_default=False, help="The checkpoint.")] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="A trained network.", show_default=False)] = None,
     *,
     data: Annotated[
         Path | None,
@@ -92,9 +95,9 @@ def fisher(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    r"""Estimate the Fisher diagonal of a checkpoint or a recipe.
+    """Estimate the Fisher diagonal of a checkpoint or a recipe.
 
-    Of a recipe: of every source. It is written beside the checkpoint, as <stem>.fisher.safetensors, unless --out says otherwise.
+    Of a recipe: of every source. Writes <stem>.fisher.safetensors beside the checkpoint, unless --out says otherwise.
 
     Examples:
 
@@ -102,8 +105,8 @@ def fisher(
 
       mergekit3d fisher --recipe timm.yaml
 
-      mergekit3d fisher unet.pt --data brats/ \
-          --architecture "{name: monai.UNet, spatial_dims: 3, channels: [8, 16]}"
+      mergekit3d fisher unet.pt --data brats/
+      --architecture "{name: monai.UNet, spatial_dims: 3, channels: [8, 16]}"
 
       torchrun --nproc-per-node 4 -m mergekit3d_cli fisher m1.pt --data hcp/
     """
@@ -148,16 +151,16 @@ def fuse(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    r"""Fuse the sources of a recipe into one checkpoint.
+    """Fuse the sources of a recipe into one checkpoint.
 
-    It goes where merge.out says, in the output folder. Beside it, <stem>.report.json tells what became of every tensor.
+    Writes merge.out of the recipe, and beside it <stem>.report.json, which tells what became of every tensor.
 
     Examples:
 
       mergekit3d fuse --recipe timm.yaml
 
-      mergekit3d fuse --recipe timm.yaml --set merge.method=imm \
-          --set merge.ratios=uniform --set merge.out=imm.safetensors
+      mergekit3d fuse --recipe timm.yaml --set merge.method=imm
+      --set merge.ratios=uniform --set merge.out=imm.safetensors
     """
     recipe = needed(recipe, "fuse", RECIPE, example="fuse --recipe timm.yaml")
     return mergekit3d.fuse(recipe, overrides=overrides_of(overrides), plot=plot, options=options, reporter=reporter)
@@ -166,7 +169,8 @@ def fuse(
 def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
     """Learn the mixing ratios on the target data (T-IMM).
 
-    The task-specific tensors are learned together with them.
+    The task-specific tensors are learned together with them. Writes OUT/adapt: ratios.json, checkpoint.safetensors, log.csv, ratios.png,
+    path.png, split.json, recipe.yaml.
 
     Examples:
 
@@ -181,7 +185,8 @@ def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
 def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
     """Train all weights on the target data, from any start.
 
-    The start is finetune.init of the recipe: none, a source, imm, timm or a checkpoint.
+    The start is finetune.init of the recipe: none, a source, imm, timm or a checkpoint. Writes OUT/finetune: best.safetensors,
+    last.safetensors, log.csv, progress.png, split.json, recipe.yaml.
 
     Examples:
 
@@ -196,7 +201,7 @@ def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options:
 
 
 def run(
-    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", show_default=False, help="The recipe, a YAML file.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)] = None,
     *,
     overrides: Overrides = None,
     devices: Annotated[
@@ -208,7 +213,8 @@ def run(
 ) -> Result:
     """Carry out every step of a recipe that is out of date.
 
-    Steps of a study run side by side on all visible GPUs, one on each, unless told otherwise.
+    Steps of a study run side by side on all visible GPUs, one on each, unless told otherwise. Writes what the steps write, study.json and
+    report.html; of a study also tables/ and figures/.
 
     Examples:
 

@@ -58,7 +58,7 @@ def demo(*, options: Options, reporter: Reporter) -> Result:
 
 
 def phantom(
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The folder to write.")] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)] = None,
     *,
     layout: Annotated[
         Literal["hcp", "brats"] | None, typer.Option(metavar="hcp|brats", help="14-class brains, or tumours with nested regions.")
@@ -73,6 +73,8 @@ def phantom(
     reporter: Reporter,
 ) -> Result:
     """Write generated subjects as NIfTI files in a real layout.
+
+    Writes OUT: a data set as HCP or BraTS 2018 lay it out.
 
     Examples:
 
@@ -90,8 +92,8 @@ def phantom(
 
 
 def preprocess(
-    data: Annotated[Path | None, typer.Argument(metavar="IN", show_default=False, help="The data: a folder or a list.")] = None,
-    out: Annotated[Path | None, typer.Argument(metavar="OUT", show_default=False, help="The folder to write, beside the data.")] = None,
+    data: Annotated[Path | None, typer.Argument(metavar="IN", help="A data set: a folder or a list.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Argument(metavar="OUT", help="The folder to write.", show_default=False)] = None,
     *,
     layout: Layout = "auto",
     n4: Annotated[bool, typer.Option("--n4/--no-n4", help="Correct the bias field.")] = True,
@@ -122,8 +124,8 @@ def preprocess(
 ) -> Result:
     """Correct, crop, resample and normalise a data set.
 
-    N4, foreground crop, voxel size, intensities, subjects in parallel. The output has the layout of the input; preprocess.json in it tells
-    what was done.
+    N4, foreground crop, voxel size, intensities, subjects in parallel. Writes OUT in the layout of the input; preprocess.json in it tells
+    what was done. A subject that cannot be used is told by its number and left out, the others are done, and the exit code is 65.
 
     Examples:
 
@@ -157,9 +159,7 @@ def preprocess(
 
 
 def predict(
-    checkpoints: Annotated[
-        list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False, help="The checkpoint, or several as an ensemble.")
-    ] = None,
+    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", help="Trained networks.", show_default=False)] = None,
     *,
     data: Annotated[
         Path | None, typer.Option(metavar="DATA", help="The subjects to segment: a folder or a list.", rich_help_panel=INPUT)
@@ -178,16 +178,17 @@ def predict(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    r"""Segment subjects, each on its own grid.
+    """Segment subjects, each on its own grid.
 
-    Several checkpoints are an ensemble: the mean of their probabilities.
+    Several checkpoints are an ensemble: the mean of their probabilities. Writes <subject>.nii.gz into --out, and predictions.json, by which
+    --resume tells what is done. A subject that cannot be used is told at the end, the others are done, and the exit code is 65.
 
     Examples:
 
       mergekit3d predict best.safetensors --data brats/ --out predictions/
 
-      mergekit3d predict a.safetensors b.safetensors --data brats/ \
-          --out predictions/ --mirror --submission brats
+      mergekit3d predict a.safetensors b.safetensors --data brats/
+      --out predictions/ --mirror --submission brats
     """
     example = "predict best.safetensors --data brats/ --out predictions/"
     given = needed(checkpoints or None, "predict", "a checkpoint", example=example)
@@ -212,9 +213,7 @@ def predict(
 
 
 def evaluate(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CKPT", show_default=False, help="The checkpoint; or --pred in its place.")
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Argument(metavar="CKPT", help="A trained network.", show_default=False)] = None,
     *,
     data: Annotated[
         Path | None, typer.Option(metavar="DATA", help="Labelled subjects, for CKPT: a folder or a list.", rich_help_panel=INPUT)
@@ -246,7 +245,8 @@ def evaluate(
 ) -> Result:
     """Compute Dice, HD95, surface Dice and volumes.
 
-    Of each subject and region: of a checkpoint on labelled data, or of segmentations made before.
+    Of each subject and region: of a checkpoint on labelled data, or of segmentations made before. Writes metrics.csv and summary.json into
+    --out, or else into evaluation/ beside the checkpoint, or the folder of the segmentations.
 
     Examples:
 
@@ -291,7 +291,7 @@ def evaluate(
 
 def compare(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="METRICS...", show_default=False, help="metrics.csv files, or folders that hold one.")
+        list[Path] | None, typer.Argument(metavar="METRICS...", help="Two metrics.csv files or more.", show_default=False)
     ] = None,
     *,
     names: Names = None,
@@ -301,7 +301,8 @@ def compare(
 ) -> Result:
     """Compare metrics.csv files subject by subject.
 
-    Means, paired differences to the first file, Wilcoxon p (the paper's Figure 4).
+    Means, paired differences to the first file, Wilcoxon p (the paper's Figure 4). Writes compare.json and compare.png into --out, or else
+    into the current folder.
 
     Examples:
 
@@ -314,9 +315,7 @@ def compare(
 
 
 def forgetting(
-    checkpoints: Annotated[
-        list[Path] | None, typer.Argument(metavar="CKPT...", show_default=False, help="Merged or trained checkpoints.")
-    ] = None,
+    checkpoints: Annotated[list[Path] | None, typer.Argument(metavar="CKPT...", help="Trained networks.", show_default=False)] = None,
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
@@ -347,17 +346,18 @@ def forgetting(
     options: Options,
     reporter: Reporter,
 ) -> Result:
-    r"""Tell what networks still know of the sources' tasks.
+    """Tell what networks still know of the sources' tasks.
 
     Any merged or trained checkpoint, with the private tensors of each source, on that source's data (the paper's Table 4). With a recipe
-    and no checkpoint: the merges and fine-tuned networks that it made, on the test subjects of its sources.
+    and no checkpoint: the merges and fine-tuned networks that it made, on the test subjects of its sources. Writes forgetting.json,
+    forgetting.csv and forgetting.png into --out, or else into forgetting/ in the recipe's output folder or beside the first checkpoint.
 
     Examples:
 
       mergekit3d forgetting --recipe timm.yaml
 
-      mergekit3d forgetting fused.safetensors out/finetune/best.safetensors \
-          --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
+      mergekit3d forgetting fused.safetensors out/finetune/best.safetensors
+      --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
     """
     if overrides and recipe is None:
         raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
@@ -387,7 +387,7 @@ def forgetting(
 
 def plot(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="FILE...", show_default=False, help="What to draw; several of a kind are compared.")
+        list[Path] | None, typer.Argument(metavar="FILE...", help="What to draw; what it is tells how.", show_default=False)
     ] = None,
     *,
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="What segmentations lie over.")] = None,
@@ -399,9 +399,10 @@ def plot(
     force: Force = False,
     reporter: Reporter,
 ) -> Result:
-    r"""Draw ratios, fusions, Fisher diagonals, curves, or predictions.
+    """Draw ratios, fusions, Fisher diagonals, curves, or predictions.
 
-    Several logs are overlaid; several Fisher diagonals, or segmentations of one subject, stand side by side.
+    Several logs are overlaid; several Fisher diagonals, or segmentations of one subject, stand side by side. Writes a picture, .png or
+    .svg: --out, or else a PNG beside the first file.
 
     Examples:
 
@@ -415,8 +416,8 @@ def plot(
 
       mergekit3d plot imm/log.csv timm/log.csv --names IMM,T-IMM
 
-      mergekit3d plot imm/s01.nii.gz timm/s01.nii.gz --regions brats \
-          --image s01_flair.nii.gz --truth s01_seg.nii.gz
+      mergekit3d plot imm/s01.nii.gz timm/s01.nii.gz --regions brats
+      --image s01_flair.nii.gz --truth s01_seg.nii.gz
     """
     files = needed(files, "plot", "a file", example="plot out/adapt/ratios.json")
     return mergekit3d.plot(

@@ -229,8 +229,8 @@ def test_help_shows_ways_flags_by_group_and_exit_codes(mergekit):
     assert ["Arguments", "Input", "Options", "Inference", "Computing", "Output", "Messages", "Examples"] == [
         line[:-1] for line in said.splitlines() if line.endswith(":") and line[0].isupper()
     ]
-    assert "  CKPT...  The checkpoint, or several as an ensemble.\n" in said
-    assert "Exit code 65 also where a subject cannot be used" in said
+    assert "  CKPT...  Trained networks.\n" in said
+    assert said.endswith("Exit code 128 + N after signal N: the state is saved, and --resume goes on.\n")
     both = mergekit("fisher", "--help").stdout
     assert "Usage: mergekit3d fisher CKPT --data DATA [OPTIONS]\n       mergekit3d fisher --recipe RECIPE [OPTIONS]\n" in both
 

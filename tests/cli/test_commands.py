@@ -395,7 +395,9 @@ def test_help_of_every_command_has_an_example_and_the_common_flags(mergekit, com
     said = mergekit(command, "--help").stdout
 
     assert "Examples:" in said
-    assert f"  mergekit3d {command}" in said.split("Examples:\n")[1]
+    examples = said.split("Examples:\n")[1].replace(" \\\n", " ").partition("\n\n")[0]
+    assert f"  mergekit3d {command}" in examples
+    assert all(line.startswith(("  mergekit3d ", "  torchrun ")) for line in examples.splitlines())
     assert all(len(line) <= 80 for line in said.splitlines())
     assert said.isascii()
     assert all(flag in said for flag in ("--json", "--quiet", "--debug"))
