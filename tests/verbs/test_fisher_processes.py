@@ -113,7 +113,8 @@ def test_subject_that_cannot_be_used_ends_all_processes(folder):
     process = begin(folder)
     said, complaints = process.communicate(timeout=120)
 
-    assert (True, "") == (process.returncode != 0, said)
+    assert process.returncode != 0
+    assert json.loads(said)["error"]["exit_code"] in (65, 143)  # of the first process, which the launcher may stop before it is told
     assert "error: " in complaints
     assert "subject 2, t1: wanted finite voxels, found 1 of 6120 are N" in complaints
     assert "100001" not in complaints

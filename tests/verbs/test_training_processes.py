@@ -184,7 +184,8 @@ def test_a_signal_to_any_process_stops_all_and_one_goes_on(project, tmp_path, st
         stopped.processes[rank].send_signal(signal.SIGTERM)
     codes, said, complaints = stopped.end()
 
-    assert ([143, 143], ["", ""]) == (codes, said), complaints
+    assert ([143, 143], "") == (codes, said[1]), complaints
+    assert 143 == json.loads(said[0])["error"]["exit_code"]
     (told,) = errors(complaints)
     assert re.search(r"interrupted in epoch \d+ after step \d+; the state is saved; go on with --resume", told)
     before = len(rows(tmp_path / "two/train/log.csv"))
@@ -236,7 +237,8 @@ def test_a_subject_that_cannot_be_used_ends_both_with_one_message(project, tmp_p
     bad = ("--set", f"target.data={tmp_path / 'hcp'}", "--out", tmp_path / "bad")
     codes, said, complaints = shared(project, "train", "m3.yaml", *bad).end()
 
-    assert ([65, 65], ["", ""]) == (codes, said), complaints
+    assert ([65, 65], "") == (codes, said[1]), complaints
+    assert 65 == json.loads(said[0])["error"]["exit_code"]
     (told,) = errors(complaints)
     assert "wanted finite voxels, found 1 of 6120 are NaN" in told
     assert [] == [path for path in (tmp_path / "bad").glob("**/*.safetensors") if "prepared" not in path.parts]
