@@ -71,5 +71,5 @@ def test_every_command_is_in_the_table():
     """But those that take nothing that could be wrong."""
     from mergekit3d_cli.app import COMMANDS
 
-    assert {command.__name__ for command in COMMANDS} - {"demo", "methods"} == {arguments.split()[0] for arguments, _ in TABLE}
+    assert {command.__name__ for command in COMMANDS} - {"methods"} == {arguments.split()[0] for arguments, _ in TABLE}
     assert 80 < len(TABLE)
