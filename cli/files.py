@@ -11,7 +11,7 @@ import mergekit3d
 from mergekit3d.progress import Reporter
 
 from .console import Result
-from .flags import OUTPUT, Force, Layout, Out, Overrides, RecipeFlag, needed, overrides_of
+from .flags import OUTPUT, AllowOutside, Force, Layout, Out, Overrides, RecipeFlag, needed, overrides_of
 
 SchemaOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write it to this file.", rich_help_panel=OUTPUT)]
 
@@ -23,6 +23,7 @@ def inspect(
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
+    allow_outside: AllowOutside = None,
     layout: Layout = "auto",
     values: Annotated[bool, typer.Option("--values", help="Read all tensors, or label maps, too: seal, ranges, NaN, cosines.")] = False,
     names: Annotated[bool, typer.Option("--names", help="Of data: whom every number stands for; may be patients' names.")] = False,
@@ -49,7 +50,13 @@ def inspect(
     if recipe is None:
         needed(checkpoints, "inspect", "checkpoints or a recipe", example="inspect m1.pt m2.pt")
     return mergekit3d.inspect(
-        checkpoints or [], recipe=recipe, overrides=overrides_of(overrides), layout=layout, values=values, names=names
+        checkpoints or [],
+        recipe=recipe,
+        overrides=overrides_of(overrides),
+        allow_outside=allow_outside or (),
+        layout=layout,
+        values=values,
+        names=names,
     )
 
 

@@ -53,6 +53,13 @@ Overrides = Annotated[
         rich_help_panel=INPUT,
     ),
 ]  # fmt: skip
+AllowOutside = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--allow-outside", metavar="DIR", help="Let the recipe write here too, beside its own folder and --out; repeat for more.",
+        rich_help_panel=INPUT,
+    ),
+]  # fmt: skip
 Layout = Annotated[
     str,
     typer.Option(metavar="LAYOUT", help="Layout of the data: auto, hcp, brats2018, nnunet, decathlon ...", rich_help_panel=INPUT),

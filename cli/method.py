@@ -15,6 +15,7 @@ from mergekit3d.progress import Reporter
 from .console import Result
 from .flags import (
     INPUT,
+    AllowOutside,
     Architecture,
     Layout,
     Overrides,
@@ -31,7 +32,9 @@ from .flags import (
 RECIPE = "a recipe"
 
 
-def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+def train(
+    *, recipe: RecipeFlag = None, overrides: Overrides = None, allow_outside: AllowOutside = None, options: Options, reporter: Reporter
+) -> Result:
     """Train a source model, from random or another source.
 
     Writes OUT/train: best.safetensors, last.safetensors, log.csv, progress.png, split.json, recipe.yaml. OUT is --out, the recipe's out, or
@@ -46,7 +49,9 @@ def train(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
       torchrun --nproc-per-node 4 -m mergekit3d_cli train --recipe m2.yaml
     """
     recipe = needed(recipe, "train", RECIPE, example="train --recipe m1.yaml")
-    return mergekit3d.train(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+    return mergekit3d.train(
+        recipe, overrides=overrides_of(overrides), allow_outside=allow_outside or (), options=options, reporter=reporter
+    )
 
 
 def fisher(
@@ -58,6 +63,7 @@ def fisher(
     ] = None,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
+    allow_outside: AllowOutside = None,
     estimator: Annotated[
         Literal["sampled", "true"] | None,
         typer.Option(metavar="sampled|true", help="Labels drawn from the model's own prediction (the default), or the true ones."),
@@ -132,9 +138,12 @@ def fisher(
         _refuse_beside_recipe([flag for flag, value in own.items() if value is not None])
         changes = tuple(f"fisher.{key}={list(value) if isinstance(value, tuple) else value}" for key, value in flags.items())
         overrides = [*overrides_of(overrides), *changes]
-        return mergekit3d.fisher_sources(recipe, overrides=tuple(overrides), options=options, reporter=reporter)
-    if overrides:
-        raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
+        return mergekit3d.fisher_sources(
+            recipe, overrides=tuple(overrides), allow_outside=allow_outside or (), options=options, reporter=reporter
+        )
+    if overrides or allow_outside:
+        flag, what = ("--set", "overrides keys of a recipe") if overrides else ("--allow-outside", "is about what a recipe writes")
+        raise UsageError(f"{flag} {what}", todo=f"pass --recipe, or leave {flag} out")
     what, example = "a checkpoint and its data, or a recipe", "fisher m1.pt --data hcp/"
     checkpoint = needed(checkpoint, "fisher", what, example=example)
     data = needed(data, "fisher", what, example=example)
@@ -147,6 +156,7 @@ def fuse(
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
+    allow_outside: AllowOutside = None,
     plot: Annotated[bool, typer.Option("--plot", help="Draw the report too: <stem>.report.png.")] = False,
     options: Options,
     reporter: Reporter,
@@ -163,10 +173,14 @@ def fuse(
       --set merge.ratios=uniform --set merge.out=imm.safetensors
     """
     recipe = needed(recipe, "fuse", RECIPE, example="fuse --recipe timm.yaml")
-    return mergekit3d.fuse(recipe, overrides=overrides_of(overrides), plot=plot, options=options, reporter=reporter)
+    return mergekit3d.fuse(
+        recipe, overrides=overrides_of(overrides), allow_outside=allow_outside or (), plot=plot, options=options, reporter=reporter
+    )
 
 
-def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+def adapt(
+    *, recipe: RecipeFlag = None, overrides: Overrides = None, allow_outside: AllowOutside = None, options: Options, reporter: Reporter
+) -> Result:
     """Learn the mixing ratios on the target data (T-IMM).
 
     The task-specific tensors are learned together with them. Writes OUT/adapt: ratios.json, checkpoint.safetensors, log.csv, ratios.png,
@@ -179,10 +193,14 @@ def adapt(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Op
       torchrun --nproc-per-node 4 -m mergekit3d_cli adapt --recipe timm.yaml
     """
     recipe = needed(recipe, "adapt", RECIPE, example="adapt --recipe timm.yaml")
-    return mergekit3d.adapt(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+    return mergekit3d.adapt(
+        recipe, overrides=overrides_of(overrides), allow_outside=allow_outside or (), options=options, reporter=reporter
+    )
 
 
-def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options: Options, reporter: Reporter) -> Result:
+def finetune(
+    *, recipe: RecipeFlag = None, overrides: Overrides = None, allow_outside: AllowOutside = None, options: Options, reporter: Reporter
+) -> Result:
     """Train all weights on the target data, from any start.
 
     The start is finetune.init of the recipe: none, a source, imm, timm or a checkpoint. Writes OUT/finetune: best.safetensors,
@@ -197,13 +215,16 @@ def finetune(*, recipe: RecipeFlag = None, overrides: Overrides = None, options:
       torchrun --nproc-per-node 4 -m mergekit3d_cli finetune --recipe timm.yaml
     """
     recipe = needed(recipe, "finetune", "a recipe with a target to train on", example="finetune --recipe timm.yaml")
-    return mergekit3d.finetune(recipe, overrides=overrides_of(overrides), options=options, reporter=reporter)
+    return mergekit3d.finetune(
+        recipe, overrides=overrides_of(overrides), allow_outside=allow_outside or (), options=options, reporter=reporter
+    )
 
 
 def run(
     recipe: Annotated[Path | None, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)] = None,
     *,
     overrides: Overrides = None,
+    allow_outside: AllowOutside = None,
     devices: Annotated[
         str | None, typer.Option(metavar="A,B", help="Share the steps of a study among these devices (cuda:0,cuda:1).")
     ] = None,
@@ -224,7 +245,13 @@ def run(
     """
     recipe = needed(recipe, "run", RECIPE, example="run timm.yaml")
     return mergekit3d.run(
-        recipe, overrides=overrides_of(overrides), devices=names_of(devices) or (), jobs=jobs, options=options, reporter=reporter
+        recipe,
+        overrides=overrides_of(overrides),
+        allow_outside=allow_outside or (),
+        devices=names_of(devices) or (),
+        jobs=jobs,
+        options=options,
+        reporter=reporter,
     )
 
 

@@ -16,6 +16,7 @@ from mergekit3d.progress import Reporter
 from .console import Result
 from .flags import (
     INPUT,
+    AllowOutside,
     Force,
     Layout,
     Mirror,
@@ -319,6 +320,7 @@ def forgetting(
     *,
     recipe: RecipeFlag = None,
     overrides: Overrides = None,
+    allow_outside: AllowOutside = None,
     source: Annotated[
         list[str] | None,
         typer.Option(
@@ -359,8 +361,9 @@ def forgetting(
       mergekit3d forgetting fused.safetensors out/finetune/best.safetensors
       --source m1=m1.safetensors --source m2=m2.safetensors --data hcp/
     """
-    if overrides and recipe is None:
-        raise UsageError("--set overrides keys of a recipe", todo="pass --recipe, or leave --set out")
+    if (overrides or allow_outside) and recipe is None:
+        flag, what = ("--set", "overrides keys of a recipe") if overrides else ("--allow-outside", "is about what a recipe writes")
+        raise UsageError(f"{flag} {what}", todo=f"pass --recipe, or leave {flag} out")
     folders = data or []
     by_source = any("=" in folder for folder in folders)
     if not by_source and len(folders) > 1:
@@ -371,6 +374,7 @@ def forgetting(
         data=by_name(folders, "--data") if by_source else next(iter(folders), None),
         recipe=recipe,
         overrides=overrides_of(overrides),
+        allow_outside=allow_outside or (),
         names=names_of(names),
         private=private or None,
         layout=layout,

@@ -123,6 +123,8 @@ class Study:
         from mergekit3d.study_checks import check_study
 
         check_study(self)
+        for _ in self._sources():  # each step is planned: a Fisher diagonal may be asked for where the recipe must not write
+            pass
 
     def steps(self) -> Iterator[Step]:
         """All steps, in the order of their inputs."""
@@ -215,7 +217,7 @@ class Study:
         def action() -> object:
             return fisher_of_source(loaded, source, options=replace(self._seeded, force=True), reporter=self.reporter)
 
-        return Step(f"fisher {source.name}", (loaded.fisher_path(source),), identity, action, (loaded.checkpoint_path(source),))
+        return Step(f"fisher {source.name}", (loaded.fisher_output(source),), identity, action, (loaded.checkpoint_path(source),))
 
     def _arm_steps(self, arm: Arm) -> Iterator[Step]:
         from mergekit3d.verbs.adapt import adapt_loaded

@@ -11,7 +11,7 @@ from mergekit3d.plan.target import open_cohort, with_split
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import StudyModel
 from mergekit3d.registry import did_you_mean
-from mergekit3d.study import IMM, MEAN_IMM, MERGES, NONE, all_sources
+from mergekit3d.study import IMM, MEAN_IMM, MERGES, NONE, all_sources, slug
 
 if TYPE_CHECKING:
     from mergekit3d.study import Study
@@ -65,7 +65,15 @@ def _check_sizes(loaded: LoadedRecipe, model: StudyModel) -> None:
     target, problems = loaded.recipe.target, ProblemCollector()
     if target is None:
         return
+    folders: dict[str, str] = {}
     for name, size in model.sizes.items():
+        folder = slug(name)
+        if not folder.strip("."):
+            problems.add(RecipeError("no folder can have the name of a size", where="study.sizes", found=repr(name), todo="use letters"))
+        elif folder in folders:
+            found = f"{folders[folder]!r} and {name!r}"
+            problems.add(RecipeError("two sizes would share one folder", where="study.sizes", found=found, todo="rename one"))
+        folders[folder] = name
         problems.attempt(partial(open_cohort, loaded, with_split(target, size.split), key=f"study.sizes.{name}"))
     problems.raise_if_any()
 

@@ -229,6 +229,8 @@ def test_submission_without_its_folder_is_left_out_aloud(ran: Path) -> None:
         ("study.submission={data: brats, size: 4 %}", "unknown size"),
         ("study.submission={data: brats, initialisations: [imm]}", "no such network to submit"),
         ("study.sizes={a: {train: 1, test: 1, initialisations: [joint]}}", "unknown initialisation"),
+        ("study.sizes={'..': {train: 1, test: 1}}", "no folder can have the name of a size"),
+        ("study.sizes={4 %: {train: 1, test: 1}, 4 percent: {train: 2, test: 1}}", "two sizes would share one folder"),
     ],
 )
 def test_names_of_a_study_are_checked(ran: Path, override: str, said: str) -> None:

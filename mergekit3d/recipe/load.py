@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from mergekit3d.errors import ProblemCollector, RecipeError, UsageError
+from mergekit3d.recipe.bounds import Bounds, real_paths
 from mergekit3d.recipe.document import Document, KeyPath, parse_value, read_document
 from mergekit3d.recipe.models import ArchitectureModel, Recipe, SourceModel
 from mergekit3d.recipe.wording import wrong_value
@@ -28,12 +29,14 @@ class LoadedRecipe:
         path: its file.
         out: its output folder, OUT.
         prepared: folder of prepared subjects; None: they are not stored.
+        bounds: where its file may make the work write.
     """
 
     recipe: Recipe
     path: Path
     out: Path
     prepared: Path | None = None
+    bounds: Bounds = field(default=Bounds(), repr=False)
 
     @property
     def folder(self) -> Path:
@@ -66,6 +69,19 @@ class LoadedRecipe:
     def fisher_path(self, source: SourceModel) -> Path:
         """The Fisher diagonal of a source: the one named, or the one beside its checkpoint."""
         return self.input_path(source.fisher) if source.fisher is not None else fisher_beside(self.checkpoint_path(source))
+
+    def fisher_output(self, source: SourceModel) -> Path:
+        """Where the Fisher diagonal of a source is written.
+
+        Raises:
+            RecipeError: the recipe's file leads out of where it may write.
+        """
+        path = self.fisher_path(source)
+        given, key = (source.fisher, "fisher") if source.fisher is not None else (source.checkpoint, "checkpoint")
+        if given is not None:
+            listed, group = (self.recipe.sources, "sources") if source in self.recipe.sources else (self.recipe.baselines, "baselines")
+            self.bounds.check((group, listed.index(source), key), path, given, is_file=True)
+        return path
 
     @property
     def merge_path(self) -> Path:
@@ -106,25 +122,55 @@ def fisher_beside(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.stem}.fisher.safetensors")
 
 
-def load_recipe(path: Path | str, *, overrides: Sequence[str] = (), out: Path | None = None) -> LoadedRecipe:
+def load_recipe(
+    path: Path | str,
+    *,
+    overrides: Sequence[str] = (),
+    out: Path | None = None,
+    allow_outside: Sequence[Path] = (),
+    by_hand: Collection[KeyPath] = (),
+) -> LoadedRecipe:
     """Read and check a recipe.
 
     Args:
         path: YAML file.
         overrides: ``key.path=value`` each, as of ``--set``; they beat the file.
         out: output folder; beats the recipe's.
+        allow_outside: folders beside the recipe's own, and `out`, that the recipe's file may make the work write to.
+        by_hand: keys whose values are not used, since the user named another place.
 
     Raises:
-        RecipeError: no strict YAML, or unknown keys or values; all problems at once.
+        RecipeError: no strict YAML, unknown keys or values, or places to write outside of those folders; all problems at once.
     """
     path = Path(path)
     document = read_document(path)
-    for override in overrides:
-        _override(document, override)
+    set_by_hand = {_override(document, override) for override in overrides} | set(by_hand)
     recipe = validate_recipe(document, str(path))
+    given_out = out is not None
     if out is None:
         out = path.parent / (recipe.out if recipe.out is not None else Path(recipe.name or path.stem))
-    return LoadedRecipe(recipe=recipe, path=path, out=out, prepared=_prepared(recipe, path.parent, out))
+    first = Bounds(str(path), real_paths([path.parent, *allow_outside]), document.lines, frozenset(set_by_hand))
+    bounds = replace(first, roots=(*first.roots, *real_paths([out])))
+    loaded = LoadedRecipe(recipe=recipe, path=path, out=out, prepared=_prepared(recipe, path.parent, out), bounds=bounds)
+    problems = ProblemCollector()
+    if not given_out:
+        problems.attempt(lambda: first.check(("out",), loaded.out, recipe.out or Path(loaded.name)))
+    if given_out or len(bounds.roots) > len(first.roots):  # else OUT is no path, which was told
+        problems.attempt(lambda: bounds.check(("merge", "out"), loaded.merge_path, recipe.merge.out, is_file=True))
+    if recipe.cache and loaded.prepared is not None:
+        prepared, written = loaded.prepared, recipe.cache
+        problems.attempt(lambda: bounds.check(("cache",), prepared, written))
+    problems.raise_if_any()
+    return loaded
+
+
+def read_recipe(path: Path | str) -> Recipe:
+    """What a recipe's file says; where it would write is not looked at.
+
+    Raises:
+        RecipeError: no strict YAML, or unknown keys or values.
+    """
+    return validate_recipe(read_document(Path(path)), str(path))
 
 
 def _prepared(recipe: Recipe, folder: Path, out: Path) -> Path | None:
@@ -205,15 +251,15 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for argument in typing.get_args(annotation) for model in _models_in(argument)]
 
 
-def _override(document: Document, override: str) -> None:
-    """Set one key of a document; a part of its path may be a list's index or the name of a source."""
-    path, separator, text = override.partition("=")
-    where = f"--set {path}"
-    if not separator or not path:
+def _override(document: Document, override: str) -> KeyPath:
+    """Set one key of a document, and tell its path; a part of the path may be a list's index or the name of a source."""
+    dotted, separator, text = override.partition("=")
+    where = f"--set {dotted}"
+    if not separator or not dotted:
         raise RecipeError("cannot read the override", where=f"--set {override}", wanted="key.path=value")
     content: Any = document.content
     location: list[str | int] = []
-    *parts, last = path.split(".")
+    *parts, last = dotted.split(".")
     for part in parts:
         content, step = _descend(content, part, where)
         location.append(step)
@@ -223,6 +269,7 @@ def _override(document: Document, override: str) -> None:
     for end in range(1, len(location) + 1):
         if tuple(location[:end]) not in document.lines:
             document.overrides[tuple(location[:end])] = where
+    return (*location, step)
 
 
 def _descend(content: Any, part: str, where: str) -> tuple[Any, str | int]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from mergekit3d.errors import RecipeError
-from mergekit3d.recipe.load import LoadedRecipe, load_recipe
+from mergekit3d.recipe.load import LoadedRecipe, read_recipe
 from mergekit3d.storage.atomic import write_text
 
 RECIPE_NAME = "recipe.yaml"
@@ -19,7 +19,7 @@ def recipe_text(loaded: LoadedRecipe) -> str:
     import yaml
 
     try:
-        as_written = load_recipe(loaded.path).recipe == loaded.recipe
+        as_written = read_recipe(loaded.path) == loaded.recipe
     except RecipeError:
         as_written = False
     if as_written:

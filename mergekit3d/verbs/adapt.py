@@ -86,6 +86,7 @@ def adapt(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> AdaptResult:
@@ -96,6 +97,7 @@ def adapt(
     Args:
         recipe: YAML file with sources, their Fisher diagonals, and a target.
         overrides: ``key.path=value`` each.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
         options: device, precision, seed, output folder.
         reporter: where progress goes.
 
@@ -108,7 +110,7 @@ def adapt(
     Source: MIDL 2019, adaptation stage: the target's loss is minimised over delta (eq. 3) and S together.
     """
     with shared_work(options, reporter, training=True) as (group, own_options, own_reporter):
-        loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
+        loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, allow_outside=allow_outside, out=options.out))
         return adapt_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
 

@@ -33,6 +33,7 @@ def finetune(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> TrainResult:
@@ -43,6 +44,7 @@ def finetune(
     Args:
         recipe: YAML file with a target; ``finetune.init`` says where to start.
         overrides: ``key.path=value`` each.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
         options: device, precision, seed, output folder.
         reporter: where progress goes.
 
@@ -53,7 +55,7 @@ def finetune(
         MergeKit3DError: problems of the recipe, its data or its checkpoints, before any work.
     """
     with shared_work(options, reporter, training=True) as (group, own_options, own_reporter):
-        loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, out=options.out))
+        loaded = group.agree(lambda: load_recipe(recipe, overrides=overrides, allow_outside=allow_outside, out=options.out))
         return finetune_loaded(loaded, group=group, options=own_options, reporter=own_reporter)
 
 

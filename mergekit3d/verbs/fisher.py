@@ -120,17 +120,25 @@ def fisher_sources(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> FisherResults:
     """Estimate the Fisher diagonal of every source of a recipe that tells its target, on the subjects that trained it.
+
+    Args:
+        recipe: YAML file with sources.
+        overrides: ``key.path=value`` each.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
+        options: device, precision, seed, output folder.
+        reporter: where progress goes.
 
     Raises:
         MergeKit3DError: the recipe has no such source, or a checkpoint or data set cannot be used.
     """
     from mergekit3d.training.processes import process_group
 
-    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+    loaded = load_recipe(recipe, overrides=overrides, allow_outside=allow_outside, out=options.out)
     sources = [source for source in loaded.recipe.sources if source.target is not None]
     if not sources:
         raise RecipeError(
@@ -146,7 +154,7 @@ def fisher_of_source(
     """Estimate the Fisher diagonal of one source of a recipe, on the subjects that trained it."""
     from mergekit3d.plan.target import open_cohort
 
-    out = loaded.fisher_path(source)
+    out = loaded.fisher_output(source)
     _refuse(out, options)
     cohort = open_cohort(loaded, source.target, key=f"sources.{source.name}.target")
     opened = open_checkpoint(loaded.checkpoint_path(source))

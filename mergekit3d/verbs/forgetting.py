@@ -76,6 +76,7 @@ def forgetting(
     data: Path | str | Mapping[str, Path | str] | None = None,
     recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     names: Sequence[str] | None = None,
     private: Sequence[str] | None = None,
     layout: str = "auto",
@@ -96,6 +97,7 @@ def forgetting(
         data: labelled subjects: one folder, or one by source; without a recipe, whose sources name theirs and their test subjects.
         recipe: YAML file with sources.
         overrides: ``key.path=value`` each, of the recipe.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
         names: what to call the checkpoints; by default told from their paths.
         private: patterns of the private tensors, in place of the recipe's or the architecture's.
         layout: of the data.
@@ -118,7 +120,7 @@ def forgetting(
     """
     given = [Path(checkpoints)] if isinstance(checkpoints, str | Path) else [Path(path) for path in checkpoints]
     _check_arguments(given, names, recipe, {"--source": sources, "--data": data, "--subjects-file": subjects_file})
-    loaded = None if recipe is None else load_recipe(recipe, overrides=overrides)
+    loaded = None if recipe is None else load_recipe(recipe, overrides=overrides, allow_outside=allow_outside)
     if loaded is not None:
         opened, tasks = open_sources(loaded, with_fisher=False), own_tasks(loaded)
         opened = with_tasks(opened, tasks)

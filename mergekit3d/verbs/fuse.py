@@ -71,6 +71,7 @@ def fuse(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     plot: bool = False,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
@@ -80,6 +81,7 @@ def fuse(
     Args:
         recipe: YAML file with sources and merge.
         overrides: ``key.path=value`` each.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
         plot: draw the report too.
         options: ``out`` is the output folder, or the fused file where it ends like a checkpoint.
         reporter: where progress goes.
@@ -94,7 +96,9 @@ def fuse(
     """
     is_file = options.out is not None and any(options.out.suffix.lower() in FORMATS.get(name).suffixes for name in FORMATS)
     folder, file = (None, options.out) if is_file else (options.out, None)
-    loaded = load_recipe(recipe, overrides=overrides, out=folder)
+    loaded = load_recipe(
+        recipe, overrides=overrides, allow_outside=allow_outside, out=folder, by_hand=[("merge", "out")] if is_file else []
+    )
     return fuse_loaded(loaded, out=file or loaded.merge_path, plot=plot, options=options, reporter=reporter)
 
 

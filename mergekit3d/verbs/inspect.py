@@ -62,6 +62,7 @@ def inspect(
     *,
     recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     layout: str = "auto",
     values: bool = False,
     names: bool = False,
@@ -72,6 +73,7 @@ def inspect(
         paths: one checkpoint, several to compare, or one folder or list of subjects.
         recipe: show what its fusion would do, without doing it.
         overrides: ``key.path=value`` each, for the recipe.
+        allow_outside: folders beside the recipe's own that it may write to.
         layout: of a data folder.
         values: of a data folder, read every label map; of checkpoints, read the tensors too: seal, ranges, NaN and Inf; between
             several checkpoints the cosine of all weights, not of samples.
@@ -85,7 +87,7 @@ def inspect(
             raise UsageError("inspect takes checkpoints or a recipe, not both", todo="leave one of them out")
         from mergekit3d.verbs.inspect_plan import inspect_plan
 
-        return inspect_plan(Path(recipe), overrides, values=values)
+        return inspect_plan(Path(recipe), overrides, values=values, allow_outside=allow_outside)
     if not paths:
         raise UsageError("nothing to inspect", wanted="checkpoints or a recipe")
     if len(paths) == 1 and _is_data(Path(paths[0])):

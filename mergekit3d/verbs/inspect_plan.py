@@ -21,18 +21,19 @@ MOST_RATIO_COLUMNS = 4
 FROM_VALIDATION = "which sources are averaged is chosen by the Dice of validation subjects when it runs; the ratios below are those of all"
 
 
-def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool) -> InspectResult:
+def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool, allow_outside: Sequence[Path] = ()) -> InspectResult:
     """Plan the fusion of a recipe.
 
     Args:
         recipe: YAML file with sources and merge.
         overrides: ``key.path=value`` each.
         values: read every file: seals, NaN and Inf, and whether a Fisher diagonal is of its weights.
+        allow_outside: folders beside the recipe's own that the recipe may write to.
 
     Raises:
         MergeKit3DError: every problem of the recipe and its checkpoints at once.
     """
-    loaded = load_recipe(recipe, overrides=overrides)
+    loaded = load_recipe(recipe, overrides=overrides, allow_outside=allow_outside)
     plan = plan_fusion(loaded, verify=values)
     cosines = sampled_cosines(plan)
     content = {

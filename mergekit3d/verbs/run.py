@@ -49,6 +49,7 @@ def run(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     devices: Sequence[str] = (),
     jobs: int = 1,
     options: Options = DEFAULT_OPTIONS,
@@ -61,6 +62,7 @@ def run(
     Args:
         recipe: YAML file.
         overrides: ``key.path=value`` each.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
         devices: names (cuda:0, cuda:1 ...) of those that share the steps of a study; empty: ``options.device``, and all visible
             GPUs where that is auto.
         jobs: steps at once on each device, each in a process of its own.
@@ -73,7 +75,7 @@ def run(
     Raises:
         MergeKit3DError: problems of the recipe and its data before any work, or of a step.
     """
-    loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+    loaded = load_recipe(recipe, overrides=overrides, allow_outside=allow_outside, out=options.out)
     return run_loaded(loaded, devices=devices, jobs=jobs, options=options, reporter=reporter)
 
 

@@ -29,6 +29,7 @@ def train(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
+    allow_outside: Sequence[Path] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> TrainResult:
@@ -39,6 +40,7 @@ def train(
     Args:
         recipe: YAML file with target and train.
         overrides: ``key.path=value`` each.
+        allow_outside: folders beside the recipe's own, and the output folder, that the recipe may write to.
         options: device, precision, seed, output folder.
         reporter: where progress goes.
 
@@ -50,7 +52,7 @@ def train(
     """
 
     def load() -> tuple[LoadedRecipe, TrainModel]:
-        loaded = load_recipe(recipe, overrides=overrides, out=options.out)
+        loaded = load_recipe(recipe, overrides=overrides, allow_outside=allow_outside, out=options.out)
         if loaded.recipe.train is None:
             raise RecipeError("the recipe trains nothing", where=loaded.path, wanted="train", todo="for example train: {init: none}")
         return loaded, loaded.recipe.train

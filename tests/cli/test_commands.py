@@ -75,14 +75,15 @@ def test_recipe_commands_pass_recipe_overrides_and_options(mergekit, fake, comma
 
     outcome = mergekit(
         command, "--recipe", "r.yaml", "--set", "merge.ratios={m1: 0.3}", "--set", "name=a=b", "--device", "cuda:1",
-        "--precision", "fp32", "--seed", 7, "--out", "somewhere", "--force", "--resume",
+        "--precision", "fp32", "--seed", 7, "--out", "somewhere", "--force", "--resume", "--allow-outside", "a", "--allow-outside", "b",
     )  # fmt: skip
 
     assert 0 == outcome.exit_code, outcome.stderr
     assert (Path("r.yaml"),) == seen["arguments"]
+    assert [Path("a"), Path("b")] == seen["allow_outside"]
     assert ("merge.ratios={m1: 0.3}", "name=a=b") == seen["overrides"]
     assert Options(device="cuda:1", precision="fp32", seed=7, out=Path("somewhere"), force=True, resume=True) == seen["options"]
-    assert {"arguments", "overrides", "options", "reporter"} == set(seen) - {"plot"}
+    assert {"arguments", "overrides", "allow_outside", "options", "reporter"} == set(seen) - {"plot"}
 
 
 def test_flags_left_out_are_the_defaults_of_the_library(mergekit, fake):
