@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mergekit3d.architectures import NetworkSpec, default_partitions, network_of, stems_of
 from mergekit3d.architectures.ends import Shapes
 from mergekit3d.checkpoints import Checkpoint, TensorEntry, recognised_format
+from mergekit3d.checkpoints.ancestry import origins
 from mergekit3d.checkpoints.checkpoint import FLOATS
 from mergekit3d.checkpoints.formats import size_of
 from mergekit3d.merging.correspondence import comparable_weights
@@ -58,6 +59,7 @@ def describe(checkpoint: Checkpoint, *, values: bool) -> dict[str, Any]:
         "distinct_tensors": len(owners),
         "dtypes": dict(Counter(entry.dtype for entry in owners.values())),
         "metadata": None if metadata is None else metadata.as_json(),
+        "origins": None if metadata is None or checkpoint.is_foreign else origins(metadata),
         "tensors": tensors,
     }
     if values:

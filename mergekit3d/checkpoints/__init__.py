@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.checkpoints import lightning, monai, nnunet, nnunet_plans, pt, safetensors, torchscript  # noqa: F401  importing registers
+from mergekit3d.checkpoints.ancestry import ancestry_of
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, dtype_name
 from mergekit3d.checkpoints.formats import FORMATS, Format, check_file, is_folder, recognise
 from mergekit3d.checkpoints.metadata import CHECKPOINT, FISHER, Metadata, TaskSpec
@@ -30,6 +31,7 @@ __all__ = [
     "TensorEntry",
     "aliases_of",
     "allowed_mirroring",
+    "ancestry_of",
     "check_weights",
     "format_for",
     "load_tensors",

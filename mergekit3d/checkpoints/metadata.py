@@ -84,6 +84,7 @@ class Metadata:
         aliases: further names of tensors, each with the name that owns the tensor; in the file every name has its values.
         root_scales: tensors that the file keeps as square roots in float16, each with the scale of the roots; see `roots`.
         origin: what a file of another program holds beside its tensors, so that one of the same kind can be written again; plain data.
+        ancestry: what the files that it was made from told of their making, and those before them; see `ancestry`.
         seal: digests, set when the file is written.
     """
 
@@ -96,6 +97,7 @@ class Metadata:
     aliases: Mapping[str, str] = field(default_factory=dict)
     root_scales: Mapping[str, float] = field(default_factory=dict)
     origin: Mapping[str, Any] = field(default_factory=dict)
+    ancestry: Mapping[str, Any] = field(default_factory=dict)
     seal: Mapping[str, str] | None = None
 
     def sealed(self, tensors: str) -> Metadata:
@@ -131,6 +133,8 @@ class Metadata:
             content["root_scales"] = dict(self.root_scales)
         if self.origin:
             content["origin"] = dict(self.origin)
+        if self.ancestry:
+            content["ancestry"] = dict(self.ancestry)
         return content
 
     def as_text(self) -> str:
@@ -165,6 +169,7 @@ def parse_metadata(text: str, where: object) -> Metadata:
             aliases={str(name): str(owner) for name, owner in _mapping(content.get("aliases", {})).items()},
             root_scales={str(name): float(scale) for name, scale in _mapping(content.get("root_scales", {})).items()},
             origin=_mapping(content.get("origin", {})),
+            ancestry=_mapping(content.get("ancestry", {})),
             seal=None if content["seal"] is None else _mapping(content["seal"]),
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
@@ -188,7 +193,7 @@ def _architecture(content: Any) -> dict[str, Any]:
 
 def looks_like_metadata(text: str) -> bool:
     """Whether a text is what `Metadata.as_text` writes, under whatever key it stands."""
-    return text.startswith(('{"aliases":', '{"architecture":')) and '"format_version":' in text and '"seal":{' in text
+    return text.startswith(('{"aliases":', '{"ancestry":', '{"architecture":')) and '"format_version":' in text and '"seal":{' in text
 
 
 def tool() -> dict[str, str]:

@@ -53,6 +53,13 @@ class FusionPlan:
     remarks: tuple[str, ...] = ()
 
     @property
+    def inputs(self) -> tuple[Checkpoint, ...]:
+        """The files whose values are read."""
+        sources = self.sources if self.base is None else (*self.sources, self.base)
+        files = [file for source in sources for file in (source.checkpoint, source.fisher)]
+        return tuple(file for file in (*files, self.adapted) if file is not None)
+
+    @property
     def owners(self) -> tuple[TensorPlan, ...]:
         """The tensors without the further names that some of them have."""
         return tuple(tensor for tensor in self.tensors if tensor.alias_of is None)

@@ -12,7 +12,7 @@ import numpy as np
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network, network_of, network_shapes, stems_of
 from mergekit3d.architectures.initialise import XAVIER, initial_tensor, initial_tensors
-from mergekit3d.checkpoints import Checkpoint, TaskSpec, check_weights, open_checkpoint, origin_of
+from mergekit3d.checkpoints import Checkpoint, TaskSpec, ancestry_of, check_weights, open_checkpoint, origin_of
 from mergekit3d.engine.values import tensor_values
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.partitions import kinds
@@ -37,6 +37,7 @@ class Start:
         outcomes: of every tensor: copied, expanded, fused, random ...
         origin: digests of the files that the values come from, for provenance.
         kept: what the file of another program held beside its tensors; see `Metadata.origin`.
+        ancestry: records of the files that the values come from; see `Metadata.ancestry`.
     """
 
     network: NetworkSpec
@@ -44,6 +45,7 @@ class Start:
     outcomes: Mapping[str, str]
     origin: Mapping[str, Any]
     kept: Mapping[str, Any] = field(default_factory=dict)
+    ancestry: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> nn.Module:
         """The network with these values."""
@@ -111,7 +113,7 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         else:
             _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])
         outcomes[name] = outcome
-    return Start(spec, values, outcomes, {"init": checkpoint.digest}, origin_of(checkpoint))
+    return Start(spec, values, outcomes, {"init": checkpoint.digest}, origin_of(checkpoint), ancestry_of([checkpoint]))
 
 
 def fusion_start(plan: FusionPlan) -> Start:
@@ -123,7 +125,8 @@ def fusion_start(plan: FusionPlan) -> Start:
     by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
     values = {name: of_entry(by_name[name].entry) for name in shapes}
     outcomes = {name: by_name[name].outcome for name in shapes}
-    return Start(plan.network, values, outcomes, {"sources": [source.checkpoint.digest for source in plan.sources]}, plan.origin)
+    digests = {"sources": [source.checkpoint.digest for source in plan.sources]}
+    return Start(plan.network, values, outcomes, digests, plan.origin, ancestry_of(plan.inputs))
 
 
 def _heads(spec: NetworkSpec, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:

@@ -111,6 +111,7 @@ class Stage:
             provenance={**self.start.origin, **held, **self.provenance, "recipe": self.identity(), "seed": self.seed, **provenance},
             tool=tool(),
             origin=self.start.kept,
+            ancestry=self.start.ancestry,
         )
 
     def identity(self) -> str:

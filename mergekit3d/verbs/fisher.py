@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import NetworkSpec, architecture, build_network
-from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, format_for, load_tensors, open_checkpoint
+from mergekit3d.checkpoints import FISHER, Checkpoint, Metadata, TaskSpec, ancestry_of, format_for, load_tensors, open_checkpoint
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import RecipeError, UsageError
 from mergekit3d.fisher_file import FLOAT32, SQRT_FP16, FisherResult, read_result, write_fisher
@@ -234,20 +234,28 @@ def estimate(
             small = (1, spec.in_channels, 2 * multiple_of, multiple_of, multiple_of)
             shapes = chain([small], estimation.image_shapes())
             zero = uninformed_biases(network.cpu(), architecture(spec.name).zero_information, shapes)
-            write_fisher(out, sums, zero, _metadata(spec, task, settings, found), dtype=settings.dtype)
+            write_fisher(out, sums, zero, _metadata(checkpoint, spec, task, settings, found), dtype=settings.dtype)
             snapshots.remove()
         group.wait()
     return group.share(lambda: read_result(out))
 
 
-def _metadata(spec: NetworkSpec, task: TaskSpec, settings: FisherModel, found: Mapping[str, Any]) -> Metadata:
+def _metadata(checkpoint: Checkpoint, spec: NetworkSpec, task: TaskSpec, settings: FisherModel, found: Mapping[str, Any]) -> Metadata:
     """What the file says of what it was made from."""
     how = {
         "draws": settings.draws if settings.estimator == "sampled" else None,
         "patch_size": None if settings.patch_size is None else list(settings.patch_size),
     }
     method = f"fisher-{settings.estimator}"
-    return Metadata(kind=FISHER, architecture=spec.as_json(), task=task, method=method, provenance={**found, **how}, tool=tool())
+    return Metadata(
+        kind=FISHER,
+        architecture=spec.as_json(),
+        task=task,
+        method=method,
+        provenance={**found, **how},
+        tool=tool(),
+        ancestry=ancestry_of([checkpoint]),
+    )
 
 
 def _refuse(out: Path, options: Options) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergekit3d.checkpoints import CHECKPOINT, Metadata, format_for, open_checkpoint
+from mergekit3d.checkpoints import CHECKPOINT, Metadata, ancestry_of, format_for, open_checkpoint
 from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.checkpoints.safetensors import SAFETENSORS
@@ -133,6 +133,7 @@ def fuse_loaded(
             tool=tool(),
             aliases={tensor.entry.name: tensor.alias_of for tensor in plan.tensors if tensor.alias_of is not None},
             origin=plan.origin,
+            ancestry=ancestry_of(plan.inputs),
         )
 
     file_format = format_for(out, describe(lambda _: PLACEHOLDER))

@@ -10,6 +10,7 @@ from typing import Any
 
 from mergekit3d.aligned import Table, printable, shortened
 from mergekit3d.checkpoints import open_checkpoint
+from mergekit3d.checkpoints.ancestry import INPUTS, origin_lines
 from mergekit3d.checkpoints.checkpoint import FLOATS
 from mergekit3d.checkpoints.formats import recognise
 from mergekit3d.errors import ProblemCollector, UsageError
@@ -132,7 +133,9 @@ def _heading(path: Path, content: Mapping[str, Any]) -> list[str]:
             lines.append(_labelled("task", task_text(metadata["task"])))
         made_by = [metadata["method"], " ".join(str(metadata["tool"][key]) for key in ("name", "version") if key in metadata["tool"])]
         lines.append(_labelled("made by", ", ".join(str(part) for part in made_by if part) or "unknown"))
-        lines += _provenance(metadata["provenance"])
+        tree = origin_lines(content["origins"]) if "ancestry" in metadata and content["origins"] is not None else []
+        lines += _provenance({key: value for key, value in metadata["provenance"].items() if not tree or key not in INPUTS})
+        lines += [_labelled("made from" if number == 0 else "", line) for number, line in enumerate(tree)]
     if "seal" in content:
         lines.append(_labelled("seal", content["seal"] or "none"))
         lines += [_labelled("not finite", f"{bad['count']:,} NaN or Inf in {bad['name']}") for bad in content["not_finite"][:MOST_ROWS]]
