@@ -11,6 +11,7 @@ from typing import Any
 
 from mergekit3d.errors import InputError
 from mergekit3d.nearby import did_you_mean_file
+from mergekit3d.storage.steady import Stamp, refuse_changed
 
 
 def read_text(path: Path, what: str) -> str:
@@ -21,18 +22,21 @@ def read_text(path: Path, what: str) -> str:
         what: what it holds, for the error ("the metrics").
 
     Raises:
-        InputError: it is missing, no regular file, unreadable, or no text.
+        InputError: it is missing, no regular file, unreadable, no text, or changed meanwhile.
     """
     failed = f"cannot read {what}"
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing under that name"
         raise InputError(failed, where=path, wanted="a file", found=found, todo=None if path.exists() else did_you_mean_file(path))
     try:
-        return path.read_text(encoding="utf-8-sig")
+        before = Stamp.of(path)
+        content = path.read_text(encoding="utf-8-sig")
+        refuse_changed(before, path, path)
     except UnicodeDecodeError as error:
         raise InputError(failed, where=path, wanted="text in UTF-8", found="other bytes") from error
     except OSError as error:
         raise InputError(failed, where=path, found=(error.strerror or type(error).__name__).lower()) from error
+    return content
 
 
 def read_json_object(path: Path, what: str) -> dict[str, Any]:

@@ -169,10 +169,16 @@ def unsaid(checkpoint: Checkpoint) -> str | None:
 
 
 def load_tensors(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint in memory, as torch tensors of their own dtype (bfloat16 widened to float32)."""
+    """All tensors of a checkpoint in memory, as torch tensors of their own dtype (bfloat16 widened to float32).
+
+    Raises:
+        InputError: the file changed meanwhile.
+    """
     import torch
 
     def tensor(name: str) -> Any:
         return torch.from_numpy(checkpoint.read(name).copy())
 
-    return {name: tensor(name) for name in checkpoint.entries}
+    tensors = {name: tensor(name) for name in checkpoint.entries}
+    checkpoint.check_steady()
+    return tensors

@@ -75,6 +75,7 @@ class Checkpoint:
             small then, and a file that is cut while it is read is an error instead of a crash. None where it cannot.
         aliases: further names of tensors, each with the first name in the file's order that is the same tensor.
         aliases_are_stored: whether aliases have bytes of their own in the file, which its digest covers too.
+        check_steady: refuses the file where it was changed since it was opened, so that what was read may be of two contents.
         is_foreign: another program wrote it, so that there is no seal; its metadata is what its content was understood to say.
     """
 
@@ -86,6 +87,7 @@ class Checkpoint:
     aliases: Mapping[str, str] = field(default_factory=dict)
     aliases_are_stored: bool = False
     is_foreign: bool = False
+    check_steady: Callable[[], None] = field(default=lambda: None, repr=False, compare=False)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -142,6 +144,7 @@ class Checkpoint:
             return tensor_digest(entry.dtype, entry.shape, self.content(name))
 
         digests = hash_in_parallel(self.stored, of)
+        self.check_steady()
         return tensors_digest({name: digests[self.stored_as(name)] for name in self.entries})
 
     def check_seal(self) -> None:

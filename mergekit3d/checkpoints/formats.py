@@ -14,6 +14,7 @@ from mergekit3d.checkpoints.metadata import Metadata
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.nearby import did_you_mean_file
 from mergekit3d.registry import Registry
+from mergekit3d.storage.steady import Stamp
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,7 +112,12 @@ def recognise(path: Path) -> Format | None:
 
 
 def check_file(path: Path) -> int:
-    """Size of a regular, readable, non-empty file.
+    """Size of a regular, readable, non-empty file; see `stamp_of`."""
+    return stamp_of(path).size
+
+
+def stamp_of(path: Path) -> Stamp:
+    """The stamp, with the size, of a regular, readable, non-empty file: what is read of it later must have the same.
 
     Raises:
         InputError: it is missing, no regular file, empty or not readable.
@@ -122,7 +128,7 @@ def check_file(path: Path) -> int:
         raise InputError("cannot read the file", where=path, wanted="a regular file", found=kind)
     if status.st_size == 0:
         raise InputError("the file is empty", where=path, todo="restore it from a copy")
-    return status.st_size
+    return Stamp.from_status(status)
 
 
 def is_folder(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mergekit3d.checkpoints.archive import begins_as_zip, pickle_names
 from mergekit3d.checkpoints.checkpoint import Checkpoint
-from mergekit3d.checkpoints.formats import Format, check_file, register
+from mergekit3d.checkpoints.formats import Format, register, stamp_of
 from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, strip_prefixes
 from mergekit3d.checkpoints.unpickling import load
 
@@ -29,9 +29,9 @@ def open_lightning(path: Path) -> Checkpoint:
     Raises:
         InputError: damaged, or hyperparameters that are more than plain data.
     """
-    size = check_file(path)
+    before = stamp_of(path)
     state = find_state_dict(load(path), path)
-    return checkpoint_of(path, strip_prefixes(without_attribute(state)), size, None, mapped_from=path)
+    return checkpoint_of(path, strip_prefixes(without_attribute(state)), before.size, None, mapped_from=(path, before))
 
 
 def without_attribute(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from mergekit3d.checkpoints.archive import begins_as_zip, names_in
 from mergekit3d.checkpoints.bundle import METADATA, MODEL, Bundle, CodeInConfigError, network_of_bundle, task_of_bundle
 from mergekit3d.checkpoints.bundle_writing import configs_of
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
-from mergekit3d.checkpoints.formats import Format, check_file, recognise, register
+from mergekit3d.checkpoints.formats import Format, check_file, recognise, register, stamp_of
 from mergekit3d.checkpoints.metadata import CHECKPOINT, KEY, Metadata, parse_metadata
 from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, save_torch, state_of, strip_prefixes
 from mergekit3d.checkpoints.unpickling import load
@@ -77,12 +77,12 @@ def _opened(bundle: Bundle, metadata: Metadata | None) -> Checkpoint:
     name = _model_in(bundle)
     if bundle.path.is_dir():
         file = bundle.path / name
-        size, known = check_file(file), recognise(file)
+        before, known = stamp_of(file), recognise(file)
         if known is None:
             raise InputError("not a checkpoint", where=file, wanted="weights", found="other content")
         if known.name != "pt":
             return replace(known.open(file), path=bundle.path)
-        content, mapped = load(file), file
+        content, size, mapped = load(file), before.size, (file, before)
     else:
         if Path(name).suffix not in (".pt", ".pth"):
             raise InputError("cannot read the weights", where=f"{bundle.path}: {name}", todo="unpack the bundle first")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit3d.checkpoints.archive import begins_as_zip, pickle_names
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry
-from mergekit3d.checkpoints.formats import Format, check_file, register
+from mergekit3d.checkpoints.formats import Format, check_file, register, stamp_of
 from mergekit3d.checkpoints.metadata import CHECKPOINT, KEY, Metadata, TaskSpec
 from mergekit3d.checkpoints.nnunet_plans import DATASET_KEYS, network_of_plans, task_of_plans
 from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, metadata_in, save_torch, state_of, strip_prefixes
@@ -50,11 +50,11 @@ def open_nnunet(path: Path) -> Checkpoint:
         InputError: damaged, a pickle of more than tensors and plain data, or a folder with several folds.
     """
     file = _checkpoint_in(path) if path.is_dir() else path
-    size, content = check_file(file), load(file)
+    before, content = stamp_of(file), load(file)
     state, metadata = find_state_dict(content, file), metadata_in(content, file)
     if metadata is not None:
-        return checkpoint_of(path, state, size, metadata, mapped_from=file)
-    return checkpoint_of(path, strip_prefixes(state), size, _metadata(content), is_foreign=True, mapped_from=file)
+        return checkpoint_of(path, state, before.size, metadata, mapped_from=(file, before))
+    return checkpoint_of(path, strip_prefixes(state), before.size, _metadata(content), is_foreign=True, mapped_from=(file, before))
 
 
 def _checkpoint_in(folder: Path) -> Path:

@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from mergekit3d.checkpoints.checkpoint import Checkpoint, TensorEntry, buffer_of, encode
-from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
+from mergekit3d.checkpoints.formats import Format, refuse_template, register, stamp_of
 from mergekit3d.checkpoints.metadata import KEY, Metadata, parse_metadata
-from mergekit3d.checkpoints.reading import places_in_archive, reader
+from mergekit3d.checkpoints.reading import ReadInto, places_in_archive, reader
 from mergekit3d.checkpoints.unpickling import load
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
+from mergekit3d.storage.steady import Stamp, refuse_changed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,12 +60,12 @@ def open_pt(path: Path) -> Checkpoint:
     Raises:
         InputError: damaged, or a pickle of anything but tensors and plain data.
     """
-    size = check_file(path)
+    before = stamp_of(path)
     content = load(path)
     metadata = metadata_in(content, path)
     state = find_state_dict(content, path)
     # Ours are written under the very names that the seal covers.
-    return checkpoint_of(path, strip_prefixes(state) if metadata is None else state, size, metadata, mapped_from=path)
+    return checkpoint_of(path, strip_prefixes(state) if metadata is None else state, before.size, metadata, mapped_from=(path, before))
 
 
 def metadata_in(content: Any, path: Path) -> Metadata | None:
@@ -83,7 +85,7 @@ def checkpoint_of(
     metadata: Metadata | None,
     *,
     is_foreign: bool = False,
-    mapped_from: Path | None = None,
+    mapped_from: tuple[Path, Stamp] | None = None,
 ) -> Checkpoint:
     """A checkpoint of torch tensors in memory, or mapped.
 
@@ -93,19 +95,27 @@ def checkpoint_of(
         size: of the file in bytes: no tensor is larger.
         metadata: what the file says of itself.
         is_foreign: the metadata is no part of the file.
-        mapped_from: the file that `load` mapped the tensors from: their bytes are read from it instead, since a file that is cut ends
-            the process that touches its map; None: they are in memory.
+        mapped_from: the file that `load` mapped the tensors from, and its stamp before: their bytes are read from it instead, since a
+            file that is cut ends the process that touches its map; None: they are in memory.
 
     Raises:
-        InputError: a tensor is of a kind that cannot be used.
+        InputError: a tensor is of a kind that cannot be used, or the file changed since its stamp was taken.
     """
     entries = {name: _entry(name, tensor, size, path) for name, tensor in state.items()}
-
-    places = {} if mapped_from is None or not hasattr(os, "preadv") else places_in_archive(mapped_from, state)
-    from_file = reader(path, os.open(mapped_from, os.O_RDONLY), places.__getitem__) if mapped_from is not None and places else None
+    places: Mapping[str, int] = {}
+    from_file: ReadInto | None = None
+    check_steady: Callable[[], None] = _in_memory
+    if mapped_from is not None:
+        file, before = mapped_from
+        places = places_in_archive(file, state) if hasattr(os, "preadv") else {}
+        descriptor = os.open(file, os.O_RDONLY)
+        from_file = reader(path, descriptor, places.__getitem__, before)  # which closes it
+        check_steady = partial(refuse_changed, before, descriptor, path)
+        check_steady()
 
     def content(name: str) -> memoryview:
         if from_file is None or name not in places:
+            check_steady()  # a map of the file, if anything
             return memoryview(_bytes_of(state[name]))
         buffer = memoryview(bytearray(entries[name].nbytes))
         from_file(name, 0, buffer)
@@ -122,10 +132,15 @@ def checkpoint_of(
         entries=entries,
         metadata=metadata,
         content=content,
-        read_into=None if from_file is None else read_into,
+        read_into=read_into if places else None,
+        check_steady=check_steady,
         aliases=aliases_of(state),
         is_foreign=is_foreign,
     )
+
+
+def _in_memory() -> None:
+    """Nothing can change any more."""
 
 
 def aliases_of(state: Mapping[str, Any]) -> dict[str, str]:

@@ -12,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from mergekit3d.errors import InputError
+from mergekit3d.storage.steady import Stamp, refuse_changed
 
 ReadInto = Callable[[str, int, memoryview], None]
 LOCAL_HEADER_BYTES = 30
 
 
-def reader(path: Path, descriptor: int, place_of: Callable[[str], int]) -> ReadInto:
+def reader(path: Path, descriptor: int, place_of: Callable[[str], int], before: Stamp) -> ReadInto:
     """A function that fills a buffer with the bytes of a tensor from an offset on.
 
     Args:
         path: for error texts.
         descriptor: the open file; it is closed when the function is gone.
         place_of: where in the file a tensor begins.
+        before: the stamp of the file when it was opened: bytes of another content are an error.
     """
 
     def read_into(name: str, offset: int, buffer: memoryview) -> None:
@@ -34,6 +36,7 @@ def reader(path: Path, descriptor: int, place_of: Callable[[str], int]) -> ReadI
                 if count == 0:
                     raise cut(path, name, wanted)
                 buffer, place = buffer[count:], place + count
+            refuse_changed(before, descriptor, path)
         except OSError as error:
             raise InputError("cannot read the file", where=path, found=(error.strerror or "an error").lower()) from error
 

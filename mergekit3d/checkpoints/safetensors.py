@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mergekit3d.checkpoints.checkpoint import ITEM_SIZES, Checkpoint, TensorEntry, buffer_of, encode
-from mergekit3d.checkpoints.formats import Format, check_file, refuse_template, register
+from mergekit3d.checkpoints.formats import Format, refuse_template, register, stamp_of
 from mergekit3d.checkpoints.metadata import KEY, Metadata, looks_like_metadata, parse_metadata
 from mergekit3d.checkpoints.reading import cut, reader
 from mergekit3d.errors import InputError
 from mergekit3d.storage.atomic import atomic_open
 from mergekit3d.storage.seal import tensor_digest, tensors_digest
+from mergekit3d.storage.steady import refuse_changed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,22 +44,24 @@ def open_safetensors(path: Path) -> Checkpoint:
     Raises:
         InputError: a header that is damaged, too large or does not fit the file.
     """
-    size = check_file(path)
+    before = stamp_of(path)
     with open(path, "rb") as file:
-        header, start = _read_header(file, size, path)
+        refuse_changed(before, file.fileno(), path)
+        header, start = _read_header(file, before.size, path)
         texts = header.pop("__metadata__", None) or {}
-        entries, spans = _entries(header, size - start, path)
+        entries, spans = _entries(header, before.size - start, path)
         metadata = _metadata(texts, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         descriptor = os.dup(file.fileno())
     view = memoryview(mapped)
-    read_into = reader(path, descriptor, lambda name: start + spans[name][0])
+    read_into = reader(path, descriptor, lambda name: start + spans[name][0], before)
 
     def content(name: str) -> memoryview:
         first, last = spans[name]
         # Touching a mapped page behind the end of a file ends the process.
         if os.fstat(descriptor).st_size < start + last:
             raise cut(path, name, last - first)
+        refuse_changed(before, descriptor, path)
         return view[start + first : start + last]
 
     return Checkpoint(
@@ -69,6 +72,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         read_into=read_into if hasattr(os, "preadv") else None,
         aliases=_aliases(metadata, entries, path),
         aliases_are_stored=True,
+        check_steady=lambda: refuse_changed(before, descriptor, path),
     )
 
 

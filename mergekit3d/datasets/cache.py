@@ -11,8 +11,9 @@ from mergekit3d.datasets.prepare import Prepared, prepare
 from mergekit3d.datasets.stored import stored, stored_key
 from mergekit3d.datasets.subject import Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
-from mergekit3d.errors import OutputError
+from mergekit3d.errors import InputError, OutputError
 from mergekit3d.progress import SILENT, Reporter
+from mergekit3d.storage.steady import Stamp
 
 if TYPE_CHECKING:
     from mergekit3d.checkpoints.metadata import TaskSpec
@@ -30,6 +31,9 @@ class SubjectStore:
 
     With a folder, each subject is prepared once for all runs and processes that share it (see `stored.py`), and what is kept in memory
     is the system's business. Where the folder cannot be written, that is told once, and things are as without it.
+
+    The files of a subject must stay as they were when they were first looked at: what is prepared of them later would be of another
+    content than what was learned from before, and than its hash says.
 
     Args:
         subjects: number (from 1) -> subject.
@@ -63,6 +67,7 @@ class SubjectStore:
         self._kept: dict[int, Prepared] = {}
         self._mapped: dict[int, Prepared] = {}
         self._told: set[int] = set()
+        self._stamps: dict[int, list[Stamp] | None] = {}
         self._lock = threading.Lock()
         self._busy = {number: threading.Lock() for number in self.subjects}
 
@@ -75,7 +80,7 @@ class SubjectStore:
         """One prepared subject; its arrays are shared and read-only.
 
         Raises:
-            InputError: the subject cannot be prepared.
+            InputError: the subject cannot be prepared, or a file of it changed since it was first looked at.
         """
         with self._busy[number]:
             kept = self._kept.get(number) or self._mapped.get(number)
@@ -85,7 +90,31 @@ class SubjectStore:
         """Every subject, in the order of the numbers."""
         return (self.get(number) for number in self.numbers)
 
+    def note_files(self) -> None:
+        """Look at the files of all subjects, so that a change after this is told."""
+        for number in self.numbers:
+            self.check_files(number)
+
+    def check_files(self, number: int) -> None:
+        """Refuse a subject whose files are not what they were.
+
+        Raises:
+            InputError: one was changed, replaced or removed.
+        """
+        subject = self.subjects[number]
+        files = dict.fromkeys([*(subject.images[name] for name in self.task.modalities if name in subject.images), subject.label])
+        try:
+            now = [Stamp.of(path) for path in files if path is not None and (self.with_target or path != subject.label)]
+        except (OSError, ValueError):
+            now = None  # preparing it tells
+        with self._lock:
+            before = self._stamps.setdefault(number, now)
+        if before is not None and now != before:
+            todo = "let what writes it end, then run again"
+            raise InputError("a file changed while it was used", where=f"subject {number}", todo=todo)
+
     def _load(self, number: int) -> Prepared:
+        self.check_files(number)
         folder, key = self.folder, self._key(number)
         if folder is None or key is None:
             return self._keep(self._prepare(number))
@@ -117,7 +146,9 @@ class SubjectStore:
             reporter = SILENT if number in self._told else self._reporter
             self._told.add(number)
         subject = self.subjects[number]
-        return prepare(subject, number, self.task, vocabulary=self.vocabulary, with_target=self.with_target, reporter=reporter)
+        prepared = prepare(subject, number, self.task, vocabulary=self.vocabulary, with_target=self.with_target, reporter=reporter)
+        self.check_files(number)
+        return prepared
 
     def _keep(self, prepared: Prepared) -> Prepared:
         for array in (prepared.image, prepared.target):

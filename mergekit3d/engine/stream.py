@@ -230,6 +230,7 @@ class _Pass:
             digests = {name: self.found.digests[number, file.stored_as(name)] for name in file.entries}
             # What was hashed on the way is what the property would hash again.
             vars(file).setdefault("digest", tensors_digest(digests))
+            problems.attempt(file.check_steady)
             problems.attempt(file.check_seal)
             problems.attempt(partial(self._check_values, number))
         for source in self.plan.sources:

@@ -125,6 +125,8 @@ def checkpoint_anchors(loaded: LoadedRecipe, path: Path, fisher: Path | None, st
         for name in checkpoint.owners
         if start.outcomes.get(name) in (COPIED, EXPANDED) and name.rpartition(".")[2] not in BUFFERS
     }
+    if diagonal is not None:
+        diagonal.check_steady()
     return Anchors(weights, () if diagonal is None else (diagonal.digest,))
 
 

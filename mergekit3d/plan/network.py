@@ -113,6 +113,7 @@ def checkpoint_start(loaded: LoadedRecipe, path: Path, task: TaskSpec, seed: int
         else:
             _refuse_other_shape(path, spec, name, shape, checkpoint.shapes[name])
         outcomes[name] = outcome
+    checkpoint.check_steady()
     return Start(spec, values, outcomes, {"init": checkpoint.digest}, origin_of(checkpoint), ancestry_of([checkpoint]))
 
 
@@ -123,7 +124,10 @@ def fusion_start(plan: FusionPlan) -> Start:
     of_entry = tensor_values(plan)
     shapes = network_shapes(plan.network)
     by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
-    values = {name: of_entry(by_name[name].entry) for name in shapes}
+    # What is copied from a source may still be its file's own bytes, which others can change.
+    values = {name: np.require(of_entry(by_name[name].entry), requirements="O") for name in shapes}
+    for file in plan.inputs:
+        file.check_steady()
     outcomes = {name: by_name[name].outcome for name in shapes}
     digests = {"sources": [source.checkpoint.digest for source in plan.sources]}
     return Start(plan.network, values, outcomes, digests, plan.origin, ancestry_of(plan.inputs))

@@ -48,11 +48,11 @@ def transplanted(checkpoint: Checkpoint, source: Source, partition_of: Mapping[s
     for name, entry in own.entries.items():
         other_inputs = name in taking and task is not None and task.modalities != modalities_of(source)
         if partition_of[name] != SHARED:
-            values[name], outcomes[name] = own.read(name), COPIED
+            values[name], outcomes[name] = own.read(name).copy(), COPIED
         elif other_inputs and task is not None and source.task is not None and _fits(theirs[name].shape, entry.shape, task.modalities):
             values[name], outcomes[name] = by_modality(checkpoint, name, own.read(name), task, source.task), EXPANDED
         elif theirs[name].shape == entry.shape and not other_inputs:
-            values[name], outcomes[name] = checkpoint.read(name), FUSED
+            values[name], outcomes[name] = checkpoint.read(name).copy(), FUSED
         else:
             raise InputError(
                 "the checkpoint does not fit the source",
@@ -61,6 +61,8 @@ def transplanted(checkpoint: Checkpoint, source: Source, partition_of: Mapping[s
                 found=list(theirs[name].shape),
                 todo="name it in partitions.private (--private), or give checkpoints of one architecture",
             )
+    for file in (own, checkpoint):
+        file.check_steady()
     return Start(spec, values, outcomes, {"shared": checkpoint.digest, "private": own.digest})
 
 

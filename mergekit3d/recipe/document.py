@@ -14,6 +14,7 @@ from typing import Any
 from mergekit3d.errors import RecipeError
 from mergekit3d.nearby import did_you_mean_file
 from mergekit3d.recipe.wording import yaml_problem
+from mergekit3d.storage.steady import Stamp, refuse_changed
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -62,11 +63,14 @@ def read_document(path: Path) -> Document:
 
     Raises:
         RecipeError: missing, too large, or not strict YAML; the line is named.
+        InputError: it was changed while it was read.
     """
     try:
         if not path.is_file():
             raise _no_file(path)
+        before = Stamp.of(path)
         content = path.read_bytes()
+        refuse_changed(before, path, path)
     except OSError as error:
         raise RecipeError("cannot read the recipe", where=path, found=(error.strerror or "an error").lower()) from error
     if len(content) > MAX_BYTES:

@@ -164,15 +164,6 @@ def load_recipe(
     return loaded
 
 
-def read_recipe(path: Path | str) -> Recipe:
-    """What a recipe's file says; where it would write is not looked at.
-
-    Raises:
-        RecipeError: no strict YAML, or unknown keys or values.
-    """
-    return validate_recipe(read_document(Path(path)), str(path))
-
-
 def _prepared(recipe: Recipe, folder: Path, out: Path) -> Path | None:
     """Where prepared subjects are stored; in OUT by default, so that copies of patients' images stand where their owner looks."""
     if recipe.cache is None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from mergekit3d.errors import RecipeError
-from mergekit3d.recipe.load import LoadedRecipe, read_recipe
+from mergekit3d.errors import MergeKit3DError
+from mergekit3d.recipe.document import parse_document
+from mergekit3d.recipe.load import LoadedRecipe, validate_recipe
 from mergekit3d.storage.atomic import write_text
 
 RECIPE_NAME = "recipe.yaml"
@@ -19,11 +20,12 @@ def recipe_text(loaded: LoadedRecipe) -> str:
     import yaml
 
     try:
-        as_written = read_recipe(loaded.path) == loaded.recipe
-    except RecipeError:
+        text = loaded.path.read_text(encoding="utf-8-sig")
+        as_written = validate_recipe(parse_document(text, str(loaded.path)), str(loaded.path)) == loaded.recipe
+    except (OSError, ValueError, MergeKit3DError):  # edited or removed since it was loaded
         as_written = False
     if as_written:
-        return without_folders(loaded.path.read_text(encoding="utf-8-sig"))
+        return without_folders(text)
     changed = yaml.safe_dump(loaded.recipe.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True, width=120)
     return without_folders(f"# as changed on the command line, or by the study that it is part of\n{changed}")
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit3d.architectures import network_of
-from mergekit3d.checkpoints import CHECKPOINT, Checkpoint, Metadata, format_for, open_checkpoint, origin_of, recognised_format
+from mergekit3d.checkpoints import (
+    CHECKPOINT,
+    Checkpoint,
+    Metadata,
+    TensorEntry,
+    format_for,
+    open_checkpoint,
+    origin_of,
+    recognised_format,
+)
 from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import UsageError
 from mergekit3d.storage.atomic import refuse_existing
 from mergekit3d.storage.lock import output_lock
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PICKLES = ("pt", "nnunet", "lightning")
 """Formats that are unpickled."""
@@ -90,10 +103,17 @@ def convert(
     metadata = described(opened)
     written = FORMATS.get(to) if to is not None else format_for(out, metadata)
     with output_lock(out.parent):
-        sealed = written.writer()(out, ((entry, opened.read_bits(name)) for name, entry in opened.entries.items()), metadata, like)
+        sealed = written.writer()(out, _steady_items(opened), metadata, like)
     assert sealed.seal is not None
     code = opened.metadata.origin.get("code") if opened.is_foreign and opened.metadata is not None else None
     return ConvertResult(path, out, recognised_format(path).name, written.name, len(opened.entries), sealed.seal["tensors"], code)
+
+
+def _steady_items(opened: Checkpoint) -> Iterator[tuple[TensorEntry, np.ndarray]]:
+    """The tensors as they stand in the file, which must not have changed when the last one was taken."""
+    for name, entry in opened.entries.items():
+        yield entry, opened.read_bits(name)
+    opened.check_steady()
 
 
 def _with_code(path: Path, allowed: str) -> Checkpoint:

@@ -215,6 +215,7 @@ def estimate(
     if (slow := slow_precision(runtime)) is not None:
         reporter.warn(slow)
     store, seed = _store(dataset, task, names, settings, options, reporter), options.seed or 0
+    store.note_files()
     digests = group.share(lambda: _digests(store))
     decisive = settings.decisive(without=frozenset({"dtype"}))
     identity = json_digest([decisive, seed, checkpoint.digest, spec.as_json(), task.as_json(), list(digests.items()), runtime.precision])

@@ -15,6 +15,7 @@ from mergekit3d.checkpoints.safetensors import SAFETENSORS
 from mergekit3d.engine.correspondence import exact_cosines, sampled_cosines, warnings_on
 from mergekit3d.engine.figures import Figures, by_layer
 from mergekit3d.engine.stream import PLACEHOLDER, DigestOf, write_fused
+from mergekit3d.errors import InputError
 from mergekit3d.merging.partitions import SHARED, layer_of
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
@@ -111,7 +112,10 @@ def fuse_loaded(
     picture = report_path.with_suffix(".png") if plot else None
     for path in (out, report_path, *([picture] if picture is not None else [])):
         refuse_existing(path, force=options.force)
+    ratios = _file_of_ratios(loaded)
     plan = plan_fusion(loaded, seed=options.seed, verify=False)
+    if ratios != _file_of_ratios(loaded):
+        raise InputError("the file changed while it was read", where=ratios_path(loaded), todo="let what writes it end, then run again")
     for line in [*plan.remarks, *_remarks(plan)]:
         reporter.info(line)
     first = plan.sources[0].name
@@ -129,7 +133,7 @@ def fuse_loaded(
             architecture=None if plan.network is None else plan.network.as_json(),
             task=plan.task,
             method=plan.method.name,
-            provenance=_provenance(loaded, plan, digest_of),
+            provenance=_provenance(loaded, plan, ratios, digest_of),
             tool=tool(),
             aliases={tensor.entry.name: tensor.alias_of for tensor in plan.tensors if tensor.alias_of is not None},
             origin=plan.origin,
@@ -199,8 +203,13 @@ def _row(plan: FusionPlan, tensor: TensorPlan, figures: Figures | None) -> dict[
     return row
 
 
-def _provenance(loaded: LoadedRecipe, plan: FusionPlan, digest_of: DigestOf) -> dict[str, Any]:
+def _file_of_ratios(loaded: LoadedRecipe) -> str | None:
+    """The digest of the file that the ratios come from; None where they come from none, or it is not there, which planning tells."""
     path = ratios_path(loaded)
+    return file_digest(path) if path is not None and path.is_file() else None
+
+
+def _provenance(loaded: LoadedRecipe, plan: FusionPlan, ratios: str | None, digest_of: DigestOf) -> dict[str, Any]:
     provenance = {
         "sources": [
             {
@@ -210,7 +219,7 @@ def _provenance(loaded: LoadedRecipe, plan: FusionPlan, digest_of: DigestOf) -> 
             }
             for source in plan.sources
         ],
-        "ratios": json_digest(plan.ratios.as_json()) if path is None else file_digest(path),
+        "ratios": json_digest(plan.ratios.as_json()) if ratios is None else ratios,
         "adapted": None if plan.adapted is None else digest_of(plan.adapted),
         "recipe": json_digest(loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "workers"})),
         "seed": plan.seed,

@@ -210,6 +210,7 @@ def _segment(
     subject = store.subjects[number]
     path = out / f"{subject.name}.nii.gz"
     extra = out / PROBABILITIES / path.name
+    store.check_files(number)  # what is hashed here is what is prepared below
     images, files = _digest(subject, number, members[0].task), [path, extra] if probabilities else [path]
     if record.has(images, files):
         return True

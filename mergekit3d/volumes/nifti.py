@@ -21,6 +21,7 @@ import numpy as np
 
 from mergekit3d.errors import InputError, UsageError
 from mergekit3d.storage.atomic import atomic_open
+from mergekit3d.storage.steady import Stamp, refuse_changed
 from mergekit3d.volumes.header import checked_affine, checked_shape, read_header, unreadable
 from mergekit3d.volumes.orientation import Array, Shape, canonical_grid, from_canonical, spacing_of, to_canonical
 
@@ -185,7 +186,7 @@ def read_grid(path: Path | str, *, channel: Channel = ONLY) -> Grid:
     Raises:
         InputError: the header is damaged, or its geometry is singular or contradictory.
     """
-    size = _regular_file_size(path)
+    size = _regular_file(path).size
     try:
         with _open(path) as stream:
             header = read_header(stream, path)
@@ -245,7 +246,8 @@ def _storable(data: Array) -> Array:
 
 def _read(path: Path | str, indices: Sequence[int], count: int) -> Iterator[tuple[int, Array, Grid]]:
     """Index, stored array, scaled, in the axis order of the file, and grid of each volume wanted, in the order of the file."""
-    file_size = _regular_file_size(path)
+    before = _regular_file(path)
+    file_size = before.size
     try:
         with _open(path) as stream:
             header = read_header(stream, path)
@@ -262,11 +264,12 @@ def _read(path: Path | str, indices: Sequence[int], count: int) -> Iterator[tupl
                     yield index, _scaled(stored, header, path), grid
             if len(stream.read(MAX_TRAILING_BYTES + 1)) > MAX_TRAILING_BYTES:  # the end, where a gzip file's checksum is checked
                 raise unreadable(path, wanted=f"{size * count} bytes of voxels", found="many more")
+            refuse_changed(before, stream.fileno(), path)
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(path, error) from error
 
 
-def _regular_file_size(path: Path | str) -> int:
+def _regular_file(path: Path | str) -> Stamp:
     try:
         status = Path(path).stat()
     except (OSError, ValueError) as error:
@@ -276,7 +279,7 @@ def _regular_file_size(path: Path | str) -> int:
         raise unreadable(path, wanted="a regular file", found="a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device")
     if status.st_size == 0:
         raise unreadable(path, found="an empty file")
-    return status.st_size
+    return Stamp.from_status(status)
 
 
 def _open(path: Path | str) -> BinaryIO:

@@ -2,11 +2,13 @@
 
     python tests/reliability/soak.py [--minutes 30] [--seed 0] [--markdown FILE]      (make soak)
 
-Turns of four kinds follow one another until the time is over; the first thing that must not happen ends it with exit code 1.
+Turns of five kinds follow one another until the time is over; the first thing that must not happen ends it with exit code 1.
     mutants   one byte of a checkpoint, Fisher diagonal or volume of ours is changed, or the file is cut: it is refused in one line
               (65), or gives the same values
     writers   a process that writes a file again and again is killed: the file is whole, and one of the two contents
     recipes   a line of a recipe is cut, doubled, moved or given another value: it loads, or is refused in words (2)
+    changes   while fuse, fisher or adapt read, another program replaces, cuts or overwrites an input: the result is that of the old
+              content, or of the new one where it came early, or it is refused (65)
     work      train, fisher, adapt, fuse, finetune, preprocess or predict is killed or terminated in the middle of its work, and
               goes on with --resume: nothing half-written stands under a final name, and the end has the same bits
 """
@@ -23,6 +25,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -93,6 +96,41 @@ JOBS = {
     "predict": Job(("predict", BEST, "--data", "brats", "--out", "predictions"), ("predictions/*.nii.gz",), "predictions/*.nii.gz"),
 }
 """In the order of the pipeline."""
+
+
+CHANGES = {
+    "fuse": {M1: "m1/train/last.safetensors", "m2/train/best.fisher.safetensors": "m1/train/best.fisher.safetensors"},
+    "fisher": {M1: "m1/train/last.safetensors", "*_t2.nii.gz": "*_t2.nii.gz"},
+    "adapt": {M1: "m1/train/last.safetensors", "*_t2.nii.gz": "*_t2.nii.gz"},
+}
+"""Inputs of a command that are changed while it reads, each with what is written in its place; the first and the last that fit."""
+
+
+def replace(path: Path, new: bytes) -> None:
+    """As a careful program does: the old file goes on under its open descriptors."""
+    beside = path.with_name("beside.tmp")
+    beside.write_bytes(new)
+    beside.replace(path)
+
+
+def overwrite(path: Path, new: bytes) -> None:
+    """As cp does."""
+    with open(path, "r+b") as file:
+        file.write(new)
+        file.truncate()
+
+
+def overwrite_half(path: Path, new: bytes) -> None:
+    """As cp in the middle of its work: the first half is old, the second new."""
+    overwrite(path, path.read_bytes()[: len(new) // 2] + new[len(new) // 2 :])
+
+
+def cut(path: Path, _: bytes) -> None:
+    """As a copy that starts anew."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+FAULTS = (replace, overwrite, overwrite_half, cut)
 
 
 @dataclass(frozen=True)
@@ -218,6 +256,45 @@ class Work:
         if leftovers:
             raise BrokenError(f"{name} left {leftovers} behind")
         return "stopped" if ended.code != 0 else "done before"
+
+    def changed(self, name: str, victim: str, fault: Callable[[Path, bytes], None], at: float) -> str:
+        """Change an input while a command reads.
+
+        Args:
+            name: of the job.
+            victim: the input, as in `CHANGES`.
+            fault: what happens to it.
+            at: when, from 0 (at the start) to 1 (when the command would about end).
+
+        Returns:
+            What came of it: "the old result", "the new result" or "refused".
+
+        Raises:
+            BrokenError: see the top.
+        """
+        job, folder = JOBS[name], self.root / "now"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self.before[name], folder)
+        path, other = sorted(folder.rglob(victim))[0], sorted(folder.rglob(CHANGES[name][victim]))[-1]
+        new = other.read_bytes()
+        timer = threading.Timer(at * self.seconds[name], lambda: fault(path, new))
+        timer.start()
+        ended = self.run(folder, job.words)
+        timer.join()
+        said = f"{name} whose {path.name} was changed by {fault.__name__} at {at:.2f}"
+        if ended.code not in (0, 65) or "Traceback" in ended.said:
+            raise BrokenError(f"{said} ended with {ended.code}: {ended.said[-500:]}")
+        found = digests(folder, job)
+        if ended.code == 65:
+            if found and name != "adapt":  # a training leaves the best so far
+                raise BrokenError(f"{said} was refused, and left {', '.join(found)}")
+            return "refused"
+        if found == self.wanted[name]:
+            return "the old result"
+        again = self.run(folder, (*job.words, "--force"))
+        if again.code != 0 or digests(folder, job) != found:
+            raise BrokenError(f"{said} gave neither the old result nor the new one")
+        return "the new result"
 
 
 def digests(folder: Path, job: Job) -> dict[str, str]:
@@ -348,6 +425,10 @@ def main() -> None:
         try:
             while time.monotonic() < end:
                 counts += mutants(whole, generator, 150) + recipes(whole, generator, 60) + writers(Path(folder), generator, 10)
+                for name, victims in CHANGES.items():
+                    victim, fault = generator.choice(list(victims)), generator.choice(FAULTS)
+                    happened = work.changed(name, victim, fault, generator.random())
+                    counts[f"{name}, an input is changed by {fault.__name__}: {happened}"] += 1
                 for name in JOBS:
                     number = generator.choice((signal.SIGKILL, signal.SIGTERM))
                     happened = work.interrupted(name, number, generator.random())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .forking import Forks
-from .soak import JOBS, Work, mutants, recipes, writers
+from .soak import CHANGES, JOBS, Work, mutants, overwrite_half, recipes, writers
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
 def test_work_goes_on_to_the_same_bits(work: Work, name: str, number: int) -> None:
     """Stopped in the middle, with whole files alone under final names; earlier, where the work was done before."""
     assert "stopped" in (work.interrupted(name, number, at) for at in (0.6, 0.4, 0.2, 0.05))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_inputs_that_change_while_they_are_read(work: Work, name: str) -> None:
+    """The old result, the new one, or a refusal; never a mix. test_changing_files.py has each fault at each moment."""
+    came_of_it = work.changed(name, list(CHANGES[name])[-1], overwrite_half, 0.5)
+    assert came_of_it in {"the old result", "the new result", "refused"}
 
 
 def test_damaged_files_are_refused_or_read_as_they_were(work: Work) -> None:
