@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
 from mergekit3d.datasets.subject import Subject
@@ -155,3 +158,79 @@ def test_identity_of_subjects(tmp_path):
     assert before != subjects_identity([Subject("a", subject.images, None)])
     (tmp_path / "t1").write_text("other")
     assert before != subjects_identity([subject])
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A step that was done on two subjects: what to run again, and where their images are."""
+    images = [tmp_path / f"{name}.nii" for name in "ab"]
+    for image in images:
+        image.write_text("old voxels")
+    subjects = [Subject(image.stem, {"t1": image}, None) for image in images]
+    done = []
+
+    def train():
+        done.append("train")
+        (tmp_path / "best").write_text("weights")
+
+    step = Step("train", (tmp_path / "best",), lambda: subjects_identity(subjects), train)
+
+    def run():
+        done.clear()
+        carry_out([step], tmp_path, force=False, tell=lambda _: None)
+        return list(done)
+
+    assert ["train"] == run()
+    return run, images
+
+
+def in_place_of(path, content, *, by_rename):
+    """Other content of the same size and time, as an editor that restores times, or rsync, leaves it."""
+    status = path.stat()
+    if by_rename:
+        path.unlink()
+    path.write_text(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (status.st_size, status.st_mtime_ns) == (path.stat().st_size, path.stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize("by_rename", [False, True])
+def test_edit_that_keeps_size_and_time_repeats_the_step(trained, by_rename):
+    """The time of the last change of any kind cannot be set, and tells it; once done anew, the step is up to date."""
+    run, images = trained
+    in_place_of(images[1], "new voxels", by_rename=by_rename)
+
+    assert ["train"] == run()
+    assert [] == run()
+
+
+@pytest.mark.parametrize("by_rename", [False, True])
+def test_same_content_written_again_is_up_to_date(trained, by_rename):
+    """A copy of the data elsewhere, other permissions: what differs is hashed, and found to be the same."""
+    run, images = trained
+    in_place_of(images[0], "old voxels", by_rename=by_rename)
+    images[1].chmod(0o600)
+
+    assert [] == run()
+
+
+def test_records_of_earlier_versions_still_hold(trained, tmp_path):
+    """They know nothing of inodes: an upgrade repeats no study."""
+    run, _ = trained
+    (stamp,) = (tmp_path / FOLDER).glob("*.json")
+    content = json.loads(stamp.read_text())
+    del content["subjects"]
+    stamp.write_text(json.dumps(content))
+
+    assert [] == run()
+
+
+def test_content_is_hashed_once_for_all_steps(trained, tmp_path, monkeypatch):
+    """What another step has kept for the same files is taken over, also by another process."""
+    _, images = trained
+    monkeypatch.setattr("mergekit3d.steps._contents", {})
+    monkeypatch.setattr("mergekit3d.steps._digest", lambda _: pytest.fail("hashed again"))
+    subjects = [Subject(image.stem, {"t1": image}, None) for image in images]
+    step = Step("fisher", (tmp_path / "best",), lambda: [subjects_identity(subjects)], lambda: None)
+
+    assert [StepOutcome("fisher", done=True)] == carry_out([step], tmp_path, force=False, tell=lambda _: None)
