@@ -311,7 +311,9 @@ def _read_volume(stream: IO[bytes], size: int, *, wanted: bool) -> bytes | None:
 
 def _scaled(stored: Array, header: Any, path: Path | str) -> Array:
     try:
-        slope, intercept = header.get_slope_inter()
+        slope, intercept = header.get_slope_inter()  # a slope of NaN is nibabel's own way to say that there is none
+        if np.isinf(header["scl_slope"]):
+            raise ValueError
     except Exception as error:  # nibabel raises several kinds
         raise unreadable(path, wanted="a finite intensity scale", found="NaN or Inf") from error
     if slope is None or (slope == 1 and not intercept):

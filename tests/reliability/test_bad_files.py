@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -164,6 +165,64 @@ METRICS = {
     "huge field": b"subject,region,dice,hd95\n" + b"a" * 200_000 + b",ET,0.5,1\n",
 }
 
+
+def volume(values: object = None, affine: object = None, **fields: object) -> bytes:
+    """A NIfTI file whose header says anything."""
+    image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.int16) if values is None else values, np.eye(4) if affine is None else affine)
+    content = bytearray(image.to_bytes())
+    header = nibabel.Nifti1Header(bytes(content[:348]), check=False)
+    for name, value in fields.items():
+        header[name] = value
+    content[:348] = header.binaryblock
+    return bytes(content)
+
+
+PACKED = gzip.compress(volume())
+VOLUMES = {
+    "empty": b"",
+    "text": b"not an image\n" * 40,
+    "header alone": volume()[:348],
+    "half a header": volume()[:100],
+    "cut": volume()[:-1],
+    "gzip: cut": PACKED[:-20],
+    "gzip: no checksum": PACKED[:-8],
+    "gzip: wrong checksum": PACKED[:-8] + b"\0" * 4 + PACKED[-4:],
+    "gzip: wrong length": PACKED[:-4] + b"\1\0\0\0",
+    "gzip: header alone": PACKED[:10],
+    "gzip: garbage behind": PACKED + b"\x1f\x8b garbage",
+    "gzip: of text": gzip.compress(b"not an image\n" * 40),
+    "gzip: a second member, cut": PACKED + PACKED[:-9],
+    "pair": volume(magic=b"ni1"),
+    "no magic": volume(magic=b"abc"),
+    "no voxels": volume(dim=[3, 0, 4, 4, 1, 1, 1, 1]),
+    "negative size": volume(dim=[3, -4, 4, 4, 1, 1, 1, 1]),
+    "huge": volume(dim=[3, 32767, 32767, 32767, 1, 1, 1, 1]),
+    "larger than the file": volume(dim=[3, 4, 4, 5, 1, 1, 1, 1]),
+    "no axes": volume(dim=[0, 4, 4, 4, 1, 1, 1, 1]),
+    "nine axes": volume(dim=[9, 4, 4, 4, 1, 1, 1, 1]),
+    "two axes": volume(dim=[2, 4, 4, 4, 1, 1, 1, 1]),
+    "two volumes": volume(np.ones((4, 4, 4, 2), np.int16)),
+    "unknown type": volume(datatype=77),
+    "complex": volume(np.ones((4, 4, 4), np.complex64)),
+    "rgb": volume(np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+    "voxels within the header": volume(vox_offset=100),
+    "voxels far behind": volume(vox_offset=2.0**30),
+    "voxels at NaN": volume(vox_offset=float("nan")),
+    "intercept of NaN": volume(scl_slope=2, scl_inter=float("nan")),
+    "scale of Inf": volume(scl_slope=float("inf")),
+    "affine of NaN": volume(srow_x=[float("nan"), 0, 0, 0]),
+    "affine of zeros": volume(srow_x=[0, 0, 0, 0]),
+    "affine singular": volume(srow_x=[0, 1, 0, 0]),
+    "voxels of 1e9 mm": volume(srow_x=[1e9, 0, 0, 0]),
+    "qform against sform": volume(qform_code=1, sform_code=1, srow_x=[-1, 0, 0, 50]),
+    "labels of halves": volume(np.full((4, 4, 4), 0.5, np.float32)),
+    "labels nearly whole": volume(np.full((4, 4, 4), 2.9999, np.float32)),
+    "labels below 0": volume(np.full((4, 4, 4), -1, np.int16)),
+    "labels of NaN": volume(np.full((4, 4, 4), np.nan, np.float32)),
+    "labels of Inf": volume(np.full((4, 4, 4), np.inf, np.float32)),
+    "labels too large": volume(np.full((4, 4, 4), 70_000, np.int32)),
+}  # fmt: skip
+
 START = "version: 1\nsources: [{name: m1, checkpoint: m1.safetensors}, {name: m2, checkpoint: m2.safetensors}]\n"
 RECIPES = [
     "",
@@ -253,6 +312,25 @@ def test_tables(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "good.csv").write_text("subject,region,dice,hd95\na,ET,0.5,1\n")
     assert "bad.csv" in complaint("compare", tmp_path / "good.csv", tmp_path / "bad.csv", "--out", tmp_path / "out", code=65)
     assert not (tmp_path / "out" / "compare.json").exists()
+
+
+@pytest.mark.parametrize("content", VOLUMES.values(), ids=VOLUMES)
+def test_volumes(tmp_path: Path, content: bytes) -> None:
+    """By `evaluate`, as a label map beside a sound one: the file is told by its number, and nothing is written."""
+    for folder, values in (("pred", content), ("truth", volume())):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "DOE_JOHN.nii.gz").write_bytes(values)
+    words = ("--pred", tmp_path / "pred", "--truth", tmp_path / "truth", "--regions", "ET=1", "--out", tmp_path / "out")
+    said = complaint("evaluate", *words, code=65)
+    assert "prediction 1 by name" in said
+    assert "DOE_JOHN" not in said
+    assert [] == [path.name for path in tmp_path.glob("out/*") if not path.name.startswith(".")]
+
+
+def test_as_many_as_planned() -> None:
+    """Some 115 files and 40 recipes; nobody takes some away unnoticed."""
+    assert (99, 3, 12, 42) == (len(CHECKPOINTS), len(NOT_FINITE), len(METRICS), len(VOLUMES))
+    assert len(RECIPES) == len(set(RECIPES)) == 43
 
 
 @pytest.fixture(scope="module")
