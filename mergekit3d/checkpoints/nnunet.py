@@ -21,7 +21,7 @@ from mergekit3d.checkpoints.nnunet_plans import DATASET_KEYS, network_of_plans, 
 from mergekit3d.checkpoints.pt import checkpoint_of, find_state_dict, metadata_in, save_torch, state_of, strip_prefixes
 from mergekit3d.checkpoints.unpickling import load
 from mergekit3d.errors import InputError, UsageError
-from mergekit3d.storage.atomic import write_json
+from mergekit3d.storage.atomic import real_path, write_json
 from mergekit3d.storage.seal import json_digest
 from mergekit3d.textfiles import read_json_object
 
@@ -143,9 +143,9 @@ def write_nnunet(path: Path, tensors: Iterable[tuple[TensorEntry, np.ndarray]], 
             KEY: sealed.as_text(),
         },
     )
-    if FOLD.fullmatch(file.resolve().parent.name):
+    if FOLD.fullmatch(real_path(file).parent.name):
         for name, key in (("plans.json", "plans"), ("dataset.json", "dataset_json")):
-            beside = file.resolve().parent.parent / name
+            beside = real_path(file).parent.parent / name
             if not beside.exists():
                 write_json(beside, origin[key])
     return sealed

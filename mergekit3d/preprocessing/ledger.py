@@ -17,7 +17,7 @@ from mergekit3d.errors import InputError, ProblemCollector, UsageError
 from mergekit3d.preprocessing.placing import Place
 from mergekit3d.preprocessing.settings import VERSION
 from mergekit3d.preprocessing.subject import CORRECTED, DONE_BEFORE, FINISHED, MEASURES, RECORDS
-from mergekit3d.storage.atomic import output_error, write_json
+from mergekit3d.storage.atomic import output_error, real_path, write_json
 from mergekit3d.storage.seal import canonical_json, file_digest, hash_in_parallel
 from mergekit3d.textfiles import read_json_object
 
@@ -121,7 +121,7 @@ def refuse_output(data: Path, out: Path, *, force: bool, resume: bool) -> None:
     """
     if force and resume:
         raise UsageError("--force and --resume exclude each other", todo="--force begins anew, --resume keeps what is done")
-    inside, outside = (data.parent if data.is_file() else data).resolve(), out.resolve()
+    inside, outside = real_path(data.parent if data.is_file() else data), real_path(out)
     # A list names its files: those of the output are none of them.
     if inside == outside or (inside in outside.parents and not data.is_file()) or outside in inside.parents:
         raise UsageError("the output would mix with the data", where=out, todo="write to a folder beside the data")

@@ -203,6 +203,14 @@ def _is_being_written(name: str, process: int) -> bool:
     return True
 
 
+def real_path(path: Path) -> Path:
+    """The place that a path leads to, links followed; where they go in a loop, the path as it is, which whoever opens it tells."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # the latter before Python 3.13
+        return path.absolute()
+
+
 def _resolved(path: Path) -> Path:
     try:
         return path.resolve()

@@ -10,7 +10,7 @@ from mergekit3d.comparison import CompareResult, compare_rows
 from mergekit3d.errors import UsageError
 from mergekit3d.metrics import SubjectMetrics
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import refuse_existing, write_json
+from mergekit3d.storage.atomic import real_path, refuse_existing, write_json
 from mergekit3d.summaries import read_metrics_csv
 
 
@@ -78,7 +78,7 @@ def names_of(files: Sequence[Path]) -> list[str]:
     Raises:
         UsageError: a file is given twice.
     """
-    paths = [file.resolve() for file in files]
+    paths = [real_path(file) for file in files]
     if len(set(paths)) < len(paths):
         raise UsageError(
             "a file is given twice", where=next(file for file, path in zip(files, paths, strict=True) if paths.count(path) > 1)

@@ -21,7 +21,7 @@ from mergekit3d.checkpoints import (
 from mergekit3d.checkpoints.formats import FORMATS
 from mergekit3d.checkpoints.metadata import tool
 from mergekit3d.errors import UsageError
-from mergekit3d.storage.atomic import refuse_existing
+from mergekit3d.storage.atomic import real_path, refuse_existing
 from mergekit3d.storage.lock import output_lock
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def convert(
     """
     path, out, like = Path(checkpoint), Path(out), None if like is None else Path(like)
     (format_for(out) if to is None else FORMATS.get(to)).writer()  # known before any work
-    if out.resolve() == path.resolve():
+    if real_path(out) == real_path(path):
         raise UsageError("the output is the input", where=out, todo="give another name")
     refuse_existing(out, force=force)
     opened = open_checkpoint(path) if allow_code is None else _with_code(path, allow_code)

@@ -18,7 +18,7 @@ from mergekit3d.datasets.phantom.tumour import draw_tumour
 from mergekit3d.datasets.phantom.writing import LAYOUTS, draw_grid, write_subject
 from mergekit3d.errors import UsageError
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import output_error, refuse_existing
+from mergekit3d.storage.atomic import output_error, real_path, refuse_existing
 from mergekit3d.storage.lock import output_lock
 
 PROCEDURAL_SPACING_MM, LABEL_MAP_SPACING_MM = 2.0, 1.0
@@ -164,7 +164,7 @@ def phantom(
         for subject in pool.map(lambda order: _make(order, maps, out), orders):
             written.append(subject)
             task.advance(message=subject.name)
-    return PhantomResult(out.resolve().name, layout, seed, spacing, tuple(LAYOUTS.get(layout).images), tuple(written))
+    return PhantomResult(real_path(out).name, layout, seed, spacing, tuple(LAYOUTS.get(layout).images), tuple(written))
 
 
 def _order(layout: str, seed: int, spacing_mm: float, index: int, maps: LabelMaps | None) -> _Order:
