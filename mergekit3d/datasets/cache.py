@@ -68,6 +68,7 @@ class SubjectStore:
         self._mapped: dict[int, Prepared] = {}
         self._told: set[int] = set()
         self._stamps: dict[int, list[Stamp] | None] = {}
+        self._keys: dict[int, str] = {}
         self._lock = threading.Lock()
         self._busy = {number: threading.Lock() for number in self.subjects}
 
@@ -109,13 +110,21 @@ class SubjectStore:
             now = None  # preparing it tells
         with self._lock:
             before = self._stamps.setdefault(number, now)
-        if before is not None and now != before:
+        if before is None or now == before:
+            return
+        known = self._keys.get(number)
+        if known is not None and known == self._key(number):  # the same content: touched, or copied to another disk
+            with self._lock:
+                self._stamps[number] = now
+        else:
             todo = "let what writes it end, then run again"
             raise InputError("a file changed while it was used", where=f"subject {number}", todo=todo)
 
     def _load(self, number: int) -> Prepared:
         self.check_files(number)
         folder, key = self.folder, self._key(number)
+        if key is not None:
+            self._keys.setdefault(number, key)
         if folder is None or key is None:
             return self._keep(self._prepare(number))
         try:

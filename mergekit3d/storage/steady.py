@@ -18,13 +18,11 @@ class Stamp:
     """What a file system tells of a file's content: another content has another stamp, but for one written within a tick of its clock.
 
     Args:
-        device: of the file system.
-        inode: of the file.
+        inode: of the file; a device's number is left out, which a network file system may change when it is mounted anew.
         size: in bytes.
         mtime_ns: when it was last written.
     """
 
-    device: int
     inode: int
     size: int
     mtime_ns: int
@@ -41,7 +39,7 @@ class Stamp:
     @classmethod
     def from_status(cls, status: os.stat_result) -> Stamp:
         """The stamp in what `os.stat` answered."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def refuse_changed(before: Stamp, file: Path | str | int, where: object) -> None:

@@ -167,6 +167,16 @@ def test_subject_between_two_epochs(tmp_path: Path, fault: Fault, name: str) -> 
         store.get(1)
 
 
+def test_subject_that_is_touched_between_two_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long training goes on where the content is known to be the same: what is prepared is stored by its hash."""
+    store = store_of(subject_in(tmp_path, 1), tmp_path / "prepared")
+    before = store.get(1)
+    monkeypatch.setattr(store, "_mapped", {})
+    os.utime(tmp_path / "t1.nii")
+    replace(tmp_path / "labels.nii", (tmp_path / "labels.nii").read_bytes())
+    assert np.array_equal(before.image, store.get(1).image)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("stored", [True, False])
 def test_subject_while_it_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, stored: bool) -> None:
