@@ -100,7 +100,7 @@ JOBS = {
 
 CHANGES = {
     "fuse": {M1: "m1/train/last.safetensors", "m2/train/best.fisher.safetensors": "m1/train/best.fisher.safetensors"},
-    "fisher": {M1: "m1/train/last.safetensors", "*_t2.nii.gz": "*_t2.nii.gz"},
+    "fisher": {M1: "m1/train/last.safetensors", "T2w_acpc*.nii.gz": "T2w_acpc*.nii.gz"},
     "adapt": {M1: "m1/train/last.safetensors", "*_t2.nii.gz": "*_t2.nii.gz"},
 }
 """Inputs of a command that are changed while it reads, each with what is written in its place; the first and the last that fit."""
