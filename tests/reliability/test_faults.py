@@ -49,7 +49,7 @@ WRITING: dict[str, tuple[str, ...]] = {
         "m2.safetensors", "--source", "m1=m1.safetensors", "--data", "hcp", "--subjects-file", "one.txt", "--out", "OUT"
     ),
     "run": ("train.yaml", "--out", "OUT"),
-    "demo": ("--out", "OUT"),
+    "demo": ("--out", "OUT/demo"),
 }  # fmt: skip
 """Every command that writes files."""
 

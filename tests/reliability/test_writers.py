@@ -47,6 +47,7 @@ OF_MODULES_OF_FILES = {"copy", "replace"}
 REASONS = {
     ("storage/atomic.py", "open"): "the atomic writer: the temporary file, and files and folders opened for their sync",
     ("storage/atomic.py", "replace"): "the atomic writer",
+    ("help.py", "write_text"): "the formatter of --help, in memory",
     ("console.py", "open"): "the null device, in the place of a closed stdout",
     ("checkpoints/monai.py", "save"): "into memory, written by write_bytes",
     ("checkpoints/pt.py", "save"): "into a file of atomic_open",
