@@ -1,0 +1,145 @@
+"""What a reader of a page has already, by name: small, made once, copied into the folder of each page that asks for it.
+
+| name | files |
+|---|---|
+| `hcp`, `brats` | `hcp/`, `brats/`: 7 generated subjects each, voxels of 6 mm |
+| `labels` | `labels/`: label maps of real heads, as far as anyone can tell (FreeSurfer's ids) |
+| `m1`, `m2` | `m1.pt`, `m2.pt`: networks for `hcp-1-7` and `hcp-8-14` on T1 and T2, the second near the first |
+| `fisher` | `m1.fisher.safetensors`, `m2.fisher.safetensors` (after `m1 m2`) |
+| `fused`, `best` | `fused.safetensors`, `best.safetensors`: networks for BraTS's regions on its four modalities |
+| `timm.yaml` | the README's recipe of T-IMM over `m1.pt`, `m2.pt` and `brats/`, small |
+| `predictions` | `predictions/`: segmentations of the subjects of `brats/` |
+| `slurm` | `sbatch`, `srun`, `scontrol` and `squeue` that carry out a job at once, one process each |
+| `nnunet` | `m1.pth`, `m2.pth` of nnU-Net v2 on T1 and T2 |
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tests.builders import random_state, save_fisher, save_nnunet, save_source, spec_of, task_of
+
+from .pages import ROOT
+
+BRATS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
+TIMM = """\
+version: 1
+name: timm
+sources:
+  - {name: m1, checkpoint: m1.pt}
+  - {name: m2, checkpoint: m2.pt}
+partitions:
+  private: ["kind:norm", "segmentation.*"]
+  shared: ["*"]
+merge: {method: timm, granularity: layer}
+target:
+  data: brats/
+  modalities: [t1, t1ce, t2, flair]
+  regions: {ET: [4], TC: [1, 4], WT: [1, 2, 4]}
+  split: {train: 2, validation: 1, test: 2, seed: 0}
+adapt: {epochs: 1, steps_per_epoch: 1}
+finetune: {init: timm, epochs: 1, steps_per_epoch: 1}
+"""
+SLURM = {
+    "sbatch": """
+script=
+for word in "$@"; do case $word in -*) shift;; *) break;; esac; done
+export SLURM_JOB_ID=1 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 SLURM_CPUS_PER_TASK=1 SLURM_JOB_NODELIST=localhost
+bash "$@" > slurm-1.out 2>&1 || { cat slurm-1.out >&2; exit 1; }
+echo "Submitted batch job 1"
+""",
+    "srun": 'SLURM_PROCID=0 SLURM_LOCALID=0 exec "$@"\n',
+    "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi\n',
+    "squeue": 'echo "JOBID NAME ST TIME"\n',
+}
+
+
+class Given:
+    """Makes things by name into folders; each once, then copies."""
+
+    def __init__(self, cache: Path, programs: Path) -> None:
+        self.cache, self.programs = cache, programs
+        self.kinds: dict[str, Callable[[Path], None]] = {
+            "hcp": lambda folder: self._phantom(folder, "hcp"),
+            "brats": lambda folder: self._phantom(folder, "brats"),
+            "labels": self._labels,
+            "m1": lambda folder: self._source(folder, "m1"),
+            "m2": lambda folder: self._source(folder, "m2"),
+            "fisher": self._fisher,
+            "fused": lambda folder: self._target(folder, "fused", 3),
+            "best": lambda folder: self._target(folder, "best", 4),
+            "timm.yaml": lambda folder: (folder / "timm.yaml").write_text(TIMM) and None,
+            "predictions": self._predictions,
+            "slurm": self._slurm,
+            "nnunet": self._nnunet,
+        }
+
+    def into(self, folder: Path, name: str) -> None:
+        """Put what `name` says into a folder."""
+        stored = self.cache / name
+        if not stored.exists():
+            stored.mkdir(parents=True)
+            self.kinds[name](stored)
+        shutil.copytree(stored, folder, dirs_exist_ok=True)
+
+    def run(self, folder: Path, *words: str) -> None:
+        """A command of mergekit3d."""
+        subprocess.run([self.programs / "mergekit3d", *words], cwd=folder, check=True, capture_output=True)
+
+    def _phantom(self, folder: Path, layout: str) -> None:
+        self.run(folder, "phantom", layout, "--layout", layout, "--subjects", "7", "--spacing-mm", "6")
+
+    def _labels(self, folder: Path) -> None:
+        self.into(folder / "made", "hcp")
+        (folder / "labels").mkdir()
+        for number, path in enumerate(sorted((folder / "made").rglob("aparc+aseg.nii.gz"))[:3]):
+            shutil.copy(path, folder / "labels" / f"head{number}.nii.gz")
+        shutil.rmtree(folder / "made")
+
+    def _source(self, folder: Path, name: str) -> None:
+        from mergekit3d.datasets.labels import output_set
+
+        spec = spec_of(outputs=7)
+        near = random_state(spec, seed=1)
+        state = {key: values if name == "m1" else values + 0.05 * random_state(spec, seed=2)[key] for key, values in near.items()}
+        outputs = output_set("hcp-1-7" if name == "m1" else "hcp-8-14")
+        save_source(folder / f"{name}.pt", spec=spec, task=task_of(outputs=outputs), state=state)
+
+    def _fisher(self, folder: Path) -> None:
+        for seed, name in enumerate(("m1", "m2")):
+            self._source(folder, name)
+            save_fisher(folder / f"{name}.pt", seed=seed)
+            (folder / f"{name}.pt").unlink()
+
+    def _target(self, folder: Path, name: str, seed: int) -> None:
+        spec, task = spec_of(inputs=4, outputs=3), task_of(("t1", "t1ce", "t2", "flair"), BRATS)
+        save_source(folder / f"{name}.safetensors", seed=seed, spec=spec, task=task)
+
+    def _predictions(self, folder: Path) -> None:
+        import nibabel
+
+        self.into(folder / "made", "brats")
+        (folder / "predictions").mkdir()
+        for path in (folder / "made").rglob("*_seg.nii.gz"):
+            truth = nibabel.load(path)
+            shifted = np.roll(np.asarray(truth.dataobj), 1, axis=0)
+            nibabel.save(nibabel.Nifti1Image(shifted, truth.affine), folder / "predictions" / path.name.replace("_seg", ""))
+        shutil.rmtree(folder / "made")
+
+    def _slurm(self, folder: Path) -> None:
+        for name, text in SLURM.items():
+            program = folder / ".programs" / name
+            program.parent.mkdir(exist_ok=True)
+            program.write_text(f"#!/bin/bash\n{text}")
+            program.chmod(0o755)
+        (folder / "docs").mkdir()
+        shutil.copy(ROOT / "docs" / "slurm.sh", folder / "docs")
+
+    def _nnunet(self, folder: Path) -> None:
+        for number in (1, 2):
+            save_nnunet(folder / f"m{number}.pth", seed=number, channel_names={"0": "T1", "1": "T2"})

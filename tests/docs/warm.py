@@ -1,0 +1,130 @@
+"""`mergekit3d` and `python` for a shell, in processes forked from one that has imported everything: without 3 s of imports each.
+
+The program on the PATH hands its arguments, folder, environment and three open files to the server, passes signals on, and ends with the
+exit code of the forked process. A shell cannot tell it from the real one: pipes, redirections, `&`, `kill` and `$?` work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from .pages import ROOT
+
+CLIENT = """
+import json, os, signal, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect(sys.argv[1])
+request = json.dumps({"words": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
+socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
+server.sendall(request)
+said = server.makefile()
+pid = int(said.readline())
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, lambda number, frame: os.kill(pid, number))
+end = said.readline()
+if not end:
+    sys.exit("the process died")
+sys.exit(int(end))
+"""
+MODULES = ("monai.losses", "monai.networks.nets", "monai.inferers", "scipy.ndimage", "nibabel", "matplotlib.pyplot", "mergekit3d_cli.app")
+
+
+def serve(address: str) -> None:
+    """Fork for every program that connects."""
+    from importlib import import_module
+
+    for module in MODULES:
+        import_module(module)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(address)
+    server.listen()
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies
+    while True:
+        connection, _ = server.accept()
+        if os.fork() == 0:
+            server.close()
+            _become(connection)
+        connection.close()
+
+
+def _become(connection: socket.socket) -> None:
+    """Turn this process into the program that was asked for; never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    length, files, _, _ = socket.recv_fds(connection, 8, 3)
+    with connection.makefile("rb") as stream:
+        request = json.loads(stream.read(int.from_bytes(length, "big")))
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    connection.sendall(f"{os.getpid()}\n".encode())
+    code = 1
+    try:
+        _run(request["words"])
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:  # noqa: BLE001  as an interpreter ends
+        sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.sendall(f"{code}\n".encode())
+        os._exit(0)
+
+
+def _run(words: list[str]) -> None:
+    program, *arguments = words
+    sys.path.insert(0, "")
+    if program == "mergekit3d":
+        from mergekit3d_cli.app import app
+
+        sys.argv = words
+        app(arguments, prog_name="mergekit3d")
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+class Warm:
+    """The server, and a folder for the PATH with the programs that talk to it."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
+        address = folder / "socket"
+        code = f"from tests.docs.warm import serve; serve({str(address)!r})"
+        self.server = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert self.server.stdout is not None
+        assert self.server.stdout.readline() == "ready\n"
+        self.programs = folder / "programs"
+        self.programs.mkdir()
+        (folder / "client.py").write_text(CLIENT)
+        client = f"{sys.executable} -I -S {folder / 'client.py'} {address}"
+        self._write("mergekit3d", f'exec {client} mergekit3d "$@"\n')
+        # Modules, code and standard input are for a Python of their own; scripts are most of what pages hold.
+        self._write("python", f'case "$1" in -*) exec {sys.executable} "$@";; esac\nexec {client} python "$@"\n')
+
+    def _write(self, name: str, text: str) -> None:
+        program = self.programs / name
+        program.write_text(f"#!/bin/sh\n{text}")
+        program.chmod(0o755)
+
+    def close(self) -> None:
+        self.server.terminate()
+        self.server.wait()
