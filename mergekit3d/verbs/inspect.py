@@ -59,7 +59,7 @@ class InspectResult:
 
 
 def inspect(
-    paths: Sequence[Path | str],
+    paths: Path | str | Sequence[Path | str] = (),
     *,
     recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
@@ -83,6 +83,7 @@ def inspect(
     Raises:
         MergeKit3DError: a file or the recipe cannot be read; all problems at once.
     """
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
     if recipe is not None:
         if paths:
             raise UsageError("inspect takes checkpoints or a recipe, not both", todo="leave one of them out")

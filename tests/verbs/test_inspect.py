@@ -35,6 +35,13 @@ def fusing_recipe(folder, merge):
     return fusing(folder, merge).path
 
 
+def test_one_path_without_a_list(checkpoint):
+    """From Python, a path or its text stands for a list of one; a recipe needs no list at all."""
+    assert inspect([checkpoint]) == inspect(checkpoint) == inspect(str(checkpoint))
+    with pytest.raises(UsageError, match="nothing to inspect"):
+        inspect()
+
+
 def test_one_checkpoint(checkpoint):
     """Network, task, parameters by partition, and every tensor."""
     result = inspect([checkpoint])
