@@ -157,38 +157,50 @@ def _taken_over(metadata: Metadata, like: Path) -> Metadata:
     Raises:
         UsageError: it is neither.
     """
-    if like.is_dir() and (like / DATASET).is_file() and not (like / "plans.json").is_file():
+    if like.suffix == ".json" and like.is_file() and like.with_name(DATASET).is_file():
         return replace(metadata, origin=_planned(metadata, like))
+    if like.is_dir() and (like / DATASET).is_file() and not (like / "plans.json").is_file():
+        return replace(metadata, origin=_planned(metadata, _plans_in(like)))
     template = open_nnunet(like) if recognises(like, _head(like)) else None
     if template is None or template.metadata is None or template.metadata.origin.get("format") != NAME:
-        wanted = "a checkpoint_final.pth, or a folder of nnUNet_preprocessed"
+        wanted = "a checkpoint_final.pth, or a folder of nnUNet_preprocessed, or plans in it"
         raise UsageError("the template is no checkpoint of nnU-Net", where=like, wanted=wanted)
     return replace(metadata, origin=template.metadata.origin)
 
 
-def _planned(metadata: Metadata, folder: Path) -> dict[str, Any]:
-    """The origin of a checkpoint that nnU-Net would train on a data set: plans and dataset.json of a folder in nnUNet_preprocessed.
+def _plans_in(folder: Path) -> Path:
+    """The one file of plans of a data set in nnUNet_preprocessed.
+
+    Raises:
+        UsageError: there are several, or none.
+    """
+    files = sorted(folder.glob("*[pP]lans*.json"))
+    if len(files) != 1:
+        names, todo = ", ".join(file.name for file in files) or "none", "pass --like with the file of plans itself" if files else None
+        raise UsageError("cannot choose the plans", where=folder, wanted="one nnUNetPlans.json", found=names, todo=todo)
+    return files[0]
+
+
+def _planned(metadata: Metadata, plans: Path) -> dict[str, Any]:
+    """The origin of a checkpoint that nnU-Net would train by plans of nnUNet_preprocessed and the dataset.json beside them.
 
     Configuration and trainer are those of the checkpoint's own origin, where it has one.
 
     Raises:
-        UsageError: not one file of plans, or of another form.
+        UsageError: they are of another form.
     """
-    names = sorted(path.name for path in folder.glob("*lans.json"))
-    if len(names) != 1:
-        raise UsageError("cannot choose the plans", where=folder, wanted="one nnUNetPlans.json", found=", ".join(names) or "none")
     given = {
-        "plans": read_json_object(folder / names[0], "the plans"),
+        "plans": read_json_object(plans, "the plans"),
         "configuration": metadata.origin.get("configuration", "3d_fullres"),
         "fold": metadata.origin.get("fold", "all"),
-        "dataset_json": read_json_object(folder / DATASET, "the description of the data set"),
+        "dataset_json": read_json_object(plans.with_name(DATASET), "the description of the data set"),
     }
     trainer = metadata.origin.get("trainer_name", "nnUNetTrainer")
     try:
         origin = _origin({"init_args": given, "trainer_name": trainer, "inference_allowed_mirroring_axes": [0, 1, 2]})
         network_of_plans(origin)
     except PLANS_OF_ANOTHER_FORM as error:
-        raise UsageError("cannot read the plans", where=folder / names[0], found=f"{type(error).__name__}: {error}"[:100]) from error
+        raise UsageError("cannot read the plans", where=plans, found=f"{type(error).__name__}: {error}"[:100]) from error
     return origin
 
 

@@ -16,7 +16,7 @@ from mergekit3d.errors import InputError, UsageError
 from mergekit3d.fisher_source import task_of_source
 from mergekit3d.options import Options
 from mergekit3d.prediction import load_predictor
-from tests.builders import assert_mutants_are_refused, nnunet_plans, nnunet_state, save_nnunet, save_source, write_recipe
+from tests.builders import NNUNET_LABELS, assert_mutants_are_refused, nnunet_plans, nnunet_state, save_nnunet, save_source, write_recipe
 
 
 def task(path):
@@ -230,6 +230,24 @@ def test_template_gives_what_the_checkpoint_lost(tmp_path):
     convert(tmp_path / "trained.pt", tmp_path / "back.pth", to="nnunet", like=tmp_path / "m.pth")
 
     assert nnunet_plans() == torch.load(tmp_path / "back.pth", weights_only=True)["init_args"]["plans"]
+
+
+def test_plans_to_take_over_are_chosen_by_their_file(tmp_path):
+    """Where nnUNet_preprocessed has several, as after `nnUNetv2_move_plans_between_datasets`; the error tells how."""
+    save_nnunet(tmp_path / "m.pth")
+    planned = tmp_path / "Dataset002_Other"
+    planned.mkdir()
+    for name in ("nnUNetPlans", "nnUNetPlans_003"):
+        (planned / f"{name}.json").write_text(json.dumps({**nnunet_plans(), "plans_name": name}))
+    dataset = {"channel_names": {"0": "T1", "1": "T1Gd"}, "labels": NNUNET_LABELS, "file_ending": ".nii.gz", "name": "Other"}
+    (planned / "dataset.json").write_text(json.dumps(dataset))
+    found = "found nnUNetPlans.json, nnUNetPlans_003.json; pass --like with the file of plans itself"
+    with pytest.raises(UsageError, match=found):
+        convert(tmp_path / "m.pth", tmp_path / "back.pth", to="nnunet", like=planned)
+    convert(tmp_path / "m.pth", tmp_path / "back.pth", to="nnunet", like=planned / "nnUNetPlans_003.json")
+    written = torch.load(tmp_path / "back.pth", weights_only=False)["init_args"]
+
+    assert ("nnUNetPlans_003", "Other") == (written["plans"]["plans_name"], written["dataset_json"]["name"])
 
 
 @pytest.mark.parametrize(
