@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import pkgutil
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from .pages import ROOT
@@ -33,14 +35,18 @@ if not end:
     sys.exit("the process died")
 sys.exit(int(end))
 """
-MODULES = ("monai.losses", "monai.networks.nets", "monai.inferers", "scipy.ndimage", "nibabel", "matplotlib.pyplot", "mergekit3d_cli.app")
+HEAVY = ("monai.losses", "monai.networks.nets", "monai.inferers", "scipy.ndimage", "torch._dynamo", "matplotlib.backends.backend_agg", "jinja2")
+"""What commands import inside their functions; all of mergekit3d is imported besides."""
 
 
 def serve(address: str) -> None:
     """Fork for every program that connects."""
-    from importlib import import_module
+    import mergekit3d
+    import mergekit3d_cli.app
 
-    for module in MODULES:
+    del mergekit3d_cli
+    own = [module.name for module in pkgutil.walk_packages(mergekit3d.__path__, "mergekit3d.")]
+    for module in (*HEAVY, *own):
         import_module(module)
     server = socket.socket(socket.AF_UNIX)
     server.bind(address)
