@@ -10,19 +10,21 @@
 | `timm.yaml` | the README's recipe of T-IMM over `m1.pt`, `m2.pt` and `brats/`, small |
 | `predictions` | `predictions/`: segmentations of the subjects of `brats/` |
 | `slurm` | `sbatch`, `srun`, `scontrol` and `squeue` that carry out a job at once, one process each |
-| `nnunet` | `m1.pth`, `m2.pth` of nnU-Net v2 on T1 and T2 |
+| `nnunet` | `nnUNet_raw`, `nnUNet_preprocessed` and `nnUNet_results` with two trained data sets (T1, T2) and a planned third (BraTS) |
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tests.builders import random_state, save_fisher, save_nnunet, save_source, spec_of, task_of
+from tests.builders import nnunet_plans, random_state, save_fisher, save_nnunet, save_source, spec_of, task_of
 
 from .pages import ROOT
 
@@ -141,5 +143,57 @@ class Given:
         shutil.copy(ROOT / "docs" / "slurm.sh", folder / "docs")
 
     def _nnunet(self, folder: Path) -> None:
-        for number in (1, 2):
-            save_nnunet(folder / f"m{number}.pth", seed=number, channel_names={"0": "T1", "1": "T2"})
+        self.into(folder / "made", "hcp")
+        self.into(folder / "made", "brats")
+        heads = sorted((folder / "made" / "hcp").glob("*/T1w"))
+        tumours = sorted({path.parent for path in (folder / "made" / "brats").rglob("*_seg.nii.gz")})
+        labels = {"background": 0, "thalamus": 1, "putamen": 2}
+        regions = {"background": 0, "WT": [1, 2, 3], "TC": [2, 3], "ET": 3}
+        small = {"spacing": [6.0, 6.0, 6.0], "use_mask_for_norm": [True] * 4}
+        for number, name in enumerate(("Dataset001_One", "Dataset002_Two"), 1):
+            images = [[head / f"T{contrast}w_acpc_dc_restore.nii.gz" for contrast in (1, 2)] for head in heads[:3]]
+            ids = {1: (10, 49), 2: (12, 51)}
+            raw = _write_raw(folder / "nnUNet_raw" / name, ["T1", "T2"], labels, images, [head / "aparc+aseg.nii.gz" for head in heads], ids)
+            _write(folder / "nnUNet_preprocessed" / name / "nnUNetPlans_of3.json", nnunet_plans(4, **small))
+            model = folder / "nnUNet_results" / name / "nnUNetTrainer__nnUNetPlans_of3__3d_fullres" / "fold_all"
+            model.mkdir(parents=True)
+            plans = nnunet_plans(2, spacing=[6.0, 6.0, 6.0], use_mask_for_norm=[True] * 2)
+            save_nnunet(model / "checkpoint_final.pth", seed=number, plans=plans, labels=labels, channel_names=raw["channel_names"])
+        names = ["T1", "T1Gd", "T2", "FLAIR"]
+        images = [[case / f"{case.name}_{name}.nii.gz" for name in ("t1", "t1ce", "t2", "flair")] for case in tumours]
+        truths = [case / f"{case.name}_seg.nii.gz" for case in tumours]
+        raw = _write_raw(folder / "nnUNet_raw" / "Dataset003_Brats", names, regions, images[:3], truths, {1: (2,), 2: (1,), 3: (4,)})
+        for channel, image in enumerate(images[3]):
+            test = folder / "nnUNet_raw" / "Dataset003_Brats" / "imagesTs"
+            test.mkdir(exist_ok=True)
+            shutil.copy(image, test / f"other_{channel:04d}.nii.gz")
+        _write(folder / "nnUNet_preprocessed" / "Dataset003_Brats" / "nnUNetPlans.json", nnunet_plans(4, **small))
+        _write(folder / "nnUNet_preprocessed" / "Dataset003_Brats" / "dataset.json", raw)
+        shutil.rmtree(folder / "made")
+
+
+def _write(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return content
+
+
+def _write_raw(
+    folder: Path, channels: list[str], labels: dict[str, Any], images: list[list[Path]], truths: list[Path], ids: dict[int, tuple[int, ...]]
+) -> dict[str, Any]:
+    """A raw data set of nnU-Net; `ids` are those of the truth by the ids to write. Returns its dataset.json."""
+    import nibabel
+
+    for of in ("imagesTr", "labelsTr"):
+        (folder / of).mkdir(parents=True)
+    for number, (of_case, truth) in enumerate(zip(images, truths, strict=False)):
+        for channel, image in enumerate(of_case):
+            shutil.copy(image, folder / "imagesTr" / f"case{number}_{channel:04d}.nii.gz")
+        known = nibabel.load(truth)
+        found = np.asarray(known.dataobj)
+        written = sum((np.uint8(label) * np.isin(found, of_label) for label, of_label in ids.items()), np.zeros(found.shape, np.uint8))
+        nibabel.save(nibabel.Nifti1Image(written, known.affine), folder / "labelsTr" / f"case{number}.nii.gz")
+    order = {"regions_class_order": [1, 2, 3]} if any(isinstance(label, list) for label in labels.values()) else {}
+    by_number = {str(channel): name for channel, name in enumerate(channels)}
+    description = {"channel_names": by_number, "labels": labels, "numTraining": len(images), "file_ending": ".nii.gz", **order}
+    return _write(folder / "dataset.json", description)

@@ -112,6 +112,7 @@ class Session:
         script.write_text("\n".join(self.script))
         path = os.pathsep.join([f"{self.home}/.programs", *map(str, programs), os.environ["PATH"]])
         environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {name: str(self.home / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
         ended = subprocess.run(["bash", script], cwd=self.home, env=environment, timeout=300, check=False, **quiet)
         at = int((self.notes / "at").read_text())
