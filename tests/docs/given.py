@@ -7,6 +7,7 @@
 | `m1`, `m2` | `m1.pt`, `m2.pt`: networks for `hcp-1-7` and `hcp-8-14` on T1 and T2, the second near the first |
 | `fisher` | `m1.fisher.safetensors`, `m2.fisher.safetensors` (after `m1 m2`) |
 | `fused`, `best` | `fused.safetensors`, `best.safetensors`: networks for BraTS's regions on its four modalities |
+| `m1.yaml` | a recipe of a source model on `hcp/` |
 | `timm.yaml` | the README's recipe of T-IMM over `m1.pt`, `m2.pt` and `brats/`, small |
 | `predictions` | `predictions/`: segmentations of the subjects of `brats/` |
 | `slurm` | `sbatch`, `srun`, `scontrol` and `squeue` that carry out a job at once, one process each |
@@ -29,6 +30,13 @@ from tests.builders import nnunet_plans, random_state, save_fisher, save_nnunet,
 from .pages import ROOT
 
 BRATS = {"ET": (4,), "TC": (1, 4), "WT": (1, 2, 4)}
+M1 = """\
+version: 1
+name: m1
+architecture: {name: isensee2017, base_filters: 2, depth: 3}
+target: {data: hcp/, modalities: [t1, t2], regions: hcp-1-7, split: {train: 1, validation: 1, seed: 0}}
+train: {init: none, epochs: 1}
+"""
 TIMM = """\
 version: 1
 name: timm
@@ -52,7 +60,10 @@ SLURM = {
 script=
 for word in "$@"; do case $word in -*) shift;; *) break;; esac; done
 export SLURM_JOB_ID=1 SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 SLURM_CPUS_PER_TASK=1 SLURM_JOB_NODELIST=localhost
-bash "$@" > slurm-1.out 2>&1 || { cat slurm-1.out >&2; exit 1; }
+for task in 0; do  # of an array, the first alone
+    export SLURM_ARRAY_JOB_ID=1 SLURM_ARRAY_TASK_ID=$task
+    bash "$@" > slurm-1.out 2>&1 || { cat slurm-1.out >&2; exit 1; }
+done
 echo "Submitted batch job 1"
 """,
     "srun": 'SLURM_PROCID=0 SLURM_LOCALID=0 exec "$@"\n',
@@ -75,7 +86,8 @@ class Given:
             "fisher": self._fisher,
             "fused": lambda folder: self._target(folder, "fused", 3),
             "best": lambda folder: self._target(folder, "best", 4),
-            "timm.yaml": lambda folder: (folder / "timm.yaml").write_text(TIMM) and None,
+            "m1.yaml": lambda folder: self._text(folder / "m1.yaml", M1),
+            "timm.yaml": lambda folder: self._text(folder / "timm.yaml", TIMM),
             "predictions": self._predictions,
             "slurm": self._slurm,
             "nnunet": self._nnunet,
@@ -92,6 +104,9 @@ class Given:
     def run(self, folder: Path, *words: str) -> None:
         """A command of mergekit3d."""
         subprocess.run([self.programs / "mergekit3d", *words], cwd=folder, check=True, capture_output=True)
+
+    def _text(self, path: Path, text: str) -> None:
+        path.write_text(text)
 
     def _phantom(self, folder: Path, layout: str) -> None:
         self.run(folder, "phantom", layout, "--layout", layout, "--subjects", "7", "--spacing-mm", "6")

@@ -21,6 +21,8 @@ from .pages import ROOT
 
 CLIENT = """
 import json, os, signal, socket, sys
+passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # until there is somebody to tell
 server = socket.socket(socket.AF_UNIX)
 server.connect(sys.argv[1])
 request = json.dumps({"words": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
@@ -28,8 +30,9 @@ socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
 said = server.makefile()
 pid = int(said.readline())
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+for number in passed_on:
     signal.signal(number, lambda number, frame: os.kill(pid, number))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
 end = said.readline()
 if not end:
     sys.exit("the process died")
