@@ -11,6 +11,7 @@ from mergekit3d.architectures import NetworkSpec, network_of
 from mergekit3d.checkpoints import FISHER, Checkpoint, TaskSpec, check_weights, open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import MergeMethod
+from mergekit3d.plan.target import task_of_target
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.recipe.models import SourceModel
 
@@ -24,7 +25,7 @@ class Source:
         checkpoint: its weights.
         fisher: its Fisher diagonal, where the method needs one.
         network: its architecture, where known.
-        task: what it was trained to do, where known.
+        task: what it was trained to do, where its checkpoint or the recipe tells.
     """
 
     name: str
@@ -60,7 +61,10 @@ def open_source(loaded: LoadedRecipe, model: SourceModel, *, with_fisher: bool, 
             problems.add(error)
     problems.raise_if_any()
     assert checkpoint is not None
-    return Source(model.name, checkpoint, fisher, network_of(checkpoint), _task_of(checkpoint))
+    task = _task_of(checkpoint)
+    if task is None and model.target is not None and model.target.modalities is not None:
+        task = task_of_target(loaded, model.target)  # a bare state dict: the recipe tells what its channels are
+    return Source(model.name, checkpoint, fisher, network_of(checkpoint), task)
 
 
 def open_fisher(loaded: LoadedRecipe, model: SourceModel, checkpoint: Checkpoint | None, *, verify: bool = True) -> Checkpoint:

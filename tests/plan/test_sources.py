@@ -35,6 +35,23 @@ def test_sources_with_all_that_is_known_of_them(folder):
     assert m1.fisher.metadata.provenance["checkpoint"] == m1.checkpoint.digest
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("{data: hcp, modalities: [t2, t1], regions: {csf: 24}}", ("t2", "t1")), ("{data: hcp, regions: {csf: 24}}", None), ("null", None)],
+    ids=["told", "without modalities", "untold"],
+)
+def test_task_of_a_bare_state_dict_is_that_of_the_recipe(tmp_path, target, expected):
+    """MONAI's usual file says nothing of its channels; where the recipe does, they meet those of the target by name."""
+    import torch
+
+    torch.save({name: torch.from_numpy(values) for name, values in random_state(spec_of()).items()}, tmp_path / "m1.pt")
+    sources = f"[{{name: m1, checkpoint: m1.pt, target: {target}}}]"
+    recipe = write_recipe(tmp_path, f"version: 1\nsources: {sources}\n")
+    [source] = open_sources(load_recipe(recipe), with_fisher=False)
+
+    assert expected == (None if source.task is None else source.task.modalities)
+
+
 def test_fisher_is_not_asked_for_without_need(tmp_path):
     """A plain average does without."""
     for name in ("m1", "m2"):
