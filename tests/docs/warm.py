@@ -104,6 +104,9 @@ def _run(words: list[str]) -> None:
 
         sys.argv = words
         app(arguments, prog_name="mergekit3d")
+    elif arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")
@@ -126,8 +129,9 @@ class Warm:
         (folder / "client.py").write_text(CLIENT)
         client = f"{sys.executable} -I -S {folder / 'client.py'} {address}"
         self._write("mergekit3d", f'exec {client} mergekit3d "$@"\n')
-        # Modules, code and standard input are for a Python of their own; scripts are most of what pages hold.
-        self._write("python", f'case "$1" in -*) exec {sys.executable} "$@";; esac\nexec {client} python "$@"\n')
+        # Code, standard input and what torch starts are for a Python of their own; scripts and modules are most of what pages hold.
+        cold = f'case "$1 $2" in "-m torch"*) exec {sys.executable} "$@";; "-m "*) ;; -*) exec {sys.executable} "$@";; esac\n'
+        self._write("python", f'{cold}exec {client} python "$@"\n')
 
     def _write(self, name: str, text: str) -> None:
         program = self.programs / name
