@@ -168,7 +168,9 @@ class Given:
         for number, name in enumerate(("Dataset001_One", "Dataset002_Two"), 1):
             images = [[head / f"T{contrast}w_acpc_dc_restore.nii.gz" for contrast in (1, 2)] for head in heads[:3]]
             ids = {1: (10, 49), 2: (12, 51)}
-            raw = _write_raw(folder / "nnUNet_raw" / name, ["T1", "T2"], labels, images, [head / "aparc+aseg.nii.gz" for head in heads], ids)
+            raw = _write_raw(
+                folder / "nnUNet_raw" / name, ["T1", "T2"], labels, images, [head / "aparc+aseg.nii.gz" for head in heads], ids
+            )
             _write(folder / "nnUNet_preprocessed" / name / "nnUNetPlans_of3.json", nnunet_plans(4, **small))
             model = folder / "nnUNet_results" / name / "nnUNetTrainer__nnUNetPlans_of3__3d_fullres" / "fold_all"
             model.mkdir(parents=True)

@@ -38,7 +38,15 @@ if not end:
     sys.exit("the process died")
 sys.exit(int(end))
 """
-HEAVY = ("monai.losses", "monai.networks.nets", "monai.inferers", "scipy.ndimage", "torch._dynamo", "matplotlib.backends.backend_agg", "jinja2")
+HEAVY = (
+    "monai.losses",
+    "monai.networks.nets",
+    "monai.inferers",
+    "scipy.ndimage",
+    "torch._dynamo",
+    "matplotlib.backends.backend_agg",
+    "jinja2",
+)
 """What commands import inside their functions; all of mergekit3d is imported besides."""
 
 
