@@ -2,7 +2,7 @@
 
 | name | files |
 |---|---|
-| `hcp`, `brats` | `hcp/`, `brats/`: 7 generated subjects each, voxels of 6 mm |
+| `hcp`, `brats` | `hcp/`, `brats/`: 5 generated subjects each, voxels of 6 mm |
 | `labels` | `labels/`: label maps of real heads, as far as anyone can tell (FreeSurfer's ids) |
 | `m1`, `m2` | `m1.pt`, `m2.pt`: networks for `hcp-1-7` and `hcp-8-14` on T1 and T2, the second near the first |
 | `fisher` | `m1.fisher.safetensors`, `m2.fisher.safetensors` (after `m1 m2`) |
@@ -109,7 +109,7 @@ class Given:
         path.write_text(text)
 
     def _phantom(self, folder: Path, layout: str) -> None:
-        self.run(folder, "phantom", layout, "--layout", layout, "--subjects", "7", "--spacing-mm", "6")
+        self.run(folder, "phantom", layout, "--layout", layout, "--subjects", "5", "--spacing-mm", "6")
 
     def _labels(self, folder: Path) -> None:
         self.into(folder / "made", "hcp")

@@ -121,8 +121,9 @@ def read_page(page: Path) -> list[Block]:
 
 
 def pages() -> list[Path]:
-    """All pages that hold fenced blocks."""
-    return [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if "```" in page.read_text(encoding="utf-8")]
+    """README.md, as soon as it holds fenced blocks, and all pages below docs/."""
+    readme = ROOT / "README.md"
+    return [*([readme] if "```" in readme.read_text(encoding="utf-8") else []), *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def outside_of_fences(page: Path) -> str:
