@@ -114,7 +114,7 @@ class Session:
         environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
         environment |= {name: str(self.home / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
         quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
-        ended = subprocess.run(["bash", script], cwd=self.home, env=environment, timeout=300, check=False, **quiet)
+        ended = subprocess.run(["bash", script], cwd=self.home, env=environment, timeout=900, check=False, **quiet)
         at = int((self.notes / "at").read_text())
         said = self.said(at) + ended.stderr
         assert 0 == ended.returncode, f"{self.blocks[at].where}: exit code {ended.returncode}\n{said[-3000:]}"
