@@ -4,12 +4,13 @@
 #   make check   linter, formatter and type checker; with -k, all three whatever the first says
 #   make soak    damage and interruption at random, for 30 minutes
 #   make bench   the benchmarks, one script a row of the performance table
+#   make docs    the documentation as a site, into site/
 # PYTHON=python3.12 picks the interpreter.
 
 ENV := sh .ci/env
 ARGS :=
 
-.PHONY: demo test check lint style types soak bench
+.PHONY: demo test check lint style types soak bench docs
 
 demo:
 	@$(ENV) mergekit3d demo --force $(ARGS)
@@ -33,3 +34,7 @@ soak:
 
 bench:
 	@$(ENV) sh -e -c 'for script in benchmarks/*.py; do echo "$$script"; python "$$script" $(ARGS); done'
+
+docs:
+	@$(ENV) python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 EXTRA=docs $(ENV) mkdocs build --strict --quiet $(ARGS)

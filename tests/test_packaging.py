@@ -55,7 +55,10 @@ def test_every_other_file_is_package_data():
     assert shipped == {file for file in files if file.suffix not in (".py", ".pyc", ".md")}
 
 
-@pytest.mark.parametrize("line", PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["dev"])
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("line", PROJECT["project"]["dependencies"] + EXTRAS["dev"] + EXTRAS["docs"])
 def test_every_dependency_is_pinned_within_its_range(line):
     """constraints.txt holds a version of each, and pyproject.toml allows it."""
     requirement = Requirement(line)
