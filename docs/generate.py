@@ -67,7 +67,7 @@ def commands_page() -> str:
     commands = {name: command for name, command in group.commands.items() if not command.hidden}
     lines = [
         "What `mergekit3d COMMAND --help` says, on one page. Each command is a function of the library too:",
-        '`mergekit3d.fuse("timm.yaml")`.',
+        '`mergekit3d.fuse("timm.yaml")`. The examples are schematic: the files in them are yours.',
         "Exit codes: [0, 2, 65, 70, 74, 75, 128 + N](exit-codes.md). The files: [what commands write](files.md).",
         "",
         *table(
@@ -116,7 +116,7 @@ def _command(name: str, command: Any) -> list[str]:
     also = " and [those of long commands](#flags-of-long-commands)" if _is_long(command) else ""
     lines += [f"Also [the flags of every command](#flags-of-every-command){also}.", ""]
     shown = [" ".join(part.split()) for part in re.split(r"\n\s*\n", examples.strip()) if part.strip()]
-    return [*lines, "```text", *shown, "```", ""]
+    return [*lines, "For example:", "", *(f"- `{example}`" for example in shown), ""]
 
 
 def _first(command: Any) -> str:

@@ -85,11 +85,16 @@ def test_changelog_opens_with_the_version():
     assert headings[0] in ("Unreleased", mergekit3d.__version__)
 
 
-def test_readme_shows_every_command():
-    """Each command stands in the README, as it is typed."""
+def test_every_command_is_documented():
+    """On the page that the README leads to, as it is typed; the README itself shows the two commands of make, and the steps of the method."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
+    steps = ("fisher", "adapt", "fuse", "finetune", "predict", "evaluate")
 
-    assert [] == [command.__name__ for command in COMMANDS if f"mergekit3d {command.__name__}" not in readme]
+    assert [] == [command.__name__ for command in COMMANDS if f"## {command.__name__}\n" not in commands]
+    assert "(docs/reference/commands.md)" in readme
+    assert [] == [step for step in steps if f"\nmergekit3d {step} " not in readme]
+    assert [] == [target for target in ("demo", "test") if f"\nmake {target} " not in readme]
 
 
 def test_lazy_names_are_those_that_type_checkers_see():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
+import mergekit3d
 from mergekit3d.recipe.models import Recipe
 from mergekit3d_cli.app import app
 
@@ -60,3 +63,34 @@ def test_every_argument_and_flag_says_what_it_is(command):
     """And what the command writes is in its help too."""
     assert [] == [parameter.name for parameter in COMMANDS[command].params if not parameter.help]
     assert re.search(r"\bWrites? ", COMMANDS[command].help)
+
+
+def examples(command):
+    """Those of a command's help, torchrun's left out, as words."""
+    text = COMMANDS[command].help.partition("Examples:")[2]
+    lines = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text.strip())]
+    return [shlex.split(line.partition(" > ")[0]) for line in lines if not line.startswith("torchrun ")]
+
+
+class Result:
+    """What a function of the library gives back, as far as the command line looks at it."""
+
+    def as_json(self):
+        return {}
+
+    def lines(self):
+        return []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_are_understood(command, monkeypatch):
+    """Every flag and value in them is one that the command takes; each calls the library once."""
+    calls = []
+    for name in (command, "fisher_sources"):
+        monkeypatch.setitem(vars(mergekit3d), name, lambda *arguments, **keywords: calls.append(keywords) or Result())
+
+    outcomes = [CliRunner().invoke(app, words[1:]) for words in examples(command)]
+
+    assert [] == [outcome.output for outcome in outcomes if outcome.exit_code != 0]
+    assert len(calls) == len(examples(command)) > 0
+    assert {("mergekit3d", command)} == {tuple(words[:2]) for words in examples(command)}
