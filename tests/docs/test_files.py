@@ -51,7 +51,7 @@ def test_report_of_a_fusion(report):
     """Its keys, those of its tensors, and the figures."""
     tensors, figures = keys(report["tensors"]), keys(list(report["per_layer"].values()))
 
-    assert set() == (keys(report) | tensors | figures | keys(report["summary"])) - section("\\<stem>.report.json")
+    assert set() == (keys(report) | tensors | figures | keys(report["summary"])) - section("STEM.report.json")
 
 
 def test_metadata():
