@@ -86,7 +86,7 @@ def test_changelog_opens_with_the_version():
 
 
 def test_every_command_is_documented():
-    """On the page that the README leads to, as it is typed; the README itself shows the two commands of make, and the steps of the method."""
+    """On the page that the README leads to; the README itself shows two commands of make, and the steps of the method."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = (ROOT / "docs" / "reference" / "commands.md").read_text(encoding="utf-8")
     steps = ("fisher", "adapt", "fuse", "finetune", "predict", "evaluate")
@@ -198,6 +198,18 @@ def test_environment_is_filled_again_after_a_change(environment, name):
     environment("true")
 
     assert environment.log.exists()
+
+
+def test_extra_is_installed_where_it_is_asked_for(environment, monkeypatch):
+    """Once, beside all else, and constrained too; without EXTRA it is left alone."""
+    environment("true", torch="2.12.0")
+    monkeypatch.setenv("EXTRA", "docs")
+
+    outcomes = [environment("true", torch="2.12.0") for _ in range(2)]
+
+    assert [0, 0] == [outcome.returncode for outcome in outcomes]
+    assert [" -e .[dev]", " -e .[docs]"] == [line[line.index(" -e") :] for line in environment.log.read_text().splitlines()]
+    assert "mkdocs==" in environment.constraints.read_text()
 
 
 def test_torch_that_is_there_is_kept(environment):
