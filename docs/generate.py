@@ -62,13 +62,14 @@ def commands_page() -> str:
     import typer.main
 
     from mergekit3d_cli.app import app
+    from mergekit3d_cli.telling import EXIT_CODES
 
     group: Any = typer.main.get_command(app)
     commands = {name: command for name, command in group.commands.items() if not command.hidden}
     lines = [
         "What `mergekit3d COMMAND --help` says, on one page. Each command is a function of the library too:",
         '`mergekit3d.fuse("timm.yaml")`. The examples are schematic: the files in them are yours.',
-        "Exit codes: [0, 2, 65, 70, 74, 75, 128 + N](exit-codes.md). The files: [what commands write](files.md).",
+        f"Exit codes: [{', '.join(EXIT_CODES)}](exit-codes.md). The files: [what commands write](files.md).",
         "",
         *table(
             ("command", "does"), [(f"[`mergekit3d {name}`](#{anchor(name)})", cell(_first(command))) for name, command in commands.items()]

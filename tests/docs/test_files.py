@@ -10,12 +10,21 @@ import pytest
 
 import mergekit3d
 from mergekit3d.comparison import compare_rows
-from mergekit3d.errors import InputError, Interrupted, LockedError, OutputError, RecipeError, UsageError
+from mergekit3d.errors import (
+    InputError,
+    Interrupted,
+    LockedError,
+    MachineError,
+    MergeKit3DError,
+    OutputError,
+    RecipeError,
+    UsageError,
+)
 from mergekit3d.forgetting_matrix import COLUMNS
 from mergekit3d.metrics import Counts, SubjectMeasures, SubjectMetrics
 from mergekit3d.reporting.discover import SUMMARY
 from mergekit3d.summaries import METRICS_COLUMNS, MORE_COLUMNS, summary
-from mergekit3d_cli.app import BROKEN_PIPE, INTERNAL_ERROR
+from mergekit3d_cli.telling import BROKEN_PIPE, EXIT_CODES
 from tests.builders import metadata_of, save_fisher, save_source, spec_of, task_of
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -81,8 +90,8 @@ def test_comparison_and_forgetting():
 def test_exit_codes():
     """Each code of an error has a row, with what to do."""
     rows = re.findall(r"^\| (\S+)", (REFERENCE / "exit-codes.md").read_text(encoding="utf-8"), re.MULTILINE)
-    codes = {error.exit_code for error in (UsageError, RecipeError, InputError, OutputError, LockedError)} | {0, INTERNAL_ERROR}
+    codes = {error.exit_code for error in (MergeKit3DError, UsageError, RecipeError, InputError, MachineError, OutputError, LockedError)}
 
-    assert {str(code) for code in codes} == set(rows) - {"code", "128"}
+    assert set(EXIT_CODES) - {"128 + N"} == set(rows) - {"code", "128"} == {str(code) for code in {0, *codes}}
     assert 141 == BROKEN_PIPE
     assert 143 == Interrupted("stopped", signal_number=15).exit_code
