@@ -1,8 +1,8 @@
 """T-IMM against IMM, each source alone and a random start, on tumours in rendered real anatomy, over several draws of four subjects.
 
-    python benchmarks/timm_study.py --labels LABELS [--out study] [--spacing-mm 4] [--markdown FILE]
+    python benchmarks/study/timm_study.py --labels LABELS [--out study] [--spacing-mm 4] [--markdown FILE]
 
-LABELS is a folder of label maps in FreeSurfer ids. Renders the subjects, runs study/study.yaml (what is done already is kept, so that
+LABELS is a folder of label maps in FreeSurfer ids. Renders the subjects, runs study.yaml (what is done already is kept, so that
 an interrupted study goes on), and prints mean test Dice of every initialisation for every draw, and the differences to T-IMM, paired by
 draw, with 95 % intervals by Student's t over the draws. Each draw has its own training and test subjects, from one set of subjects and
 one pair of sources: the intervals tell what another draw of subjects would give, not what other sources would.
@@ -21,7 +21,7 @@ from scipy import stats
 import mergekit3d
 from mergekit3d.summaries import read_metrics_csv
 
-RECIPE = Path(__file__).with_name("study") / "study.yaml"
+RECIPE = Path(__file__).with_name("study.yaml")
 METHODS = ("none", "m1", "m2", "imm", "timm")
 SUBJECTS = {"hcp": 20, "brats": 24}
 
