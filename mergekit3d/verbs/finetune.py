@@ -15,12 +15,13 @@ from mergekit3d.plan.anchors import FISHER, Anchors, checkpoint_anchors, fusion_
 from mergekit3d.plan.constraints import plan_constraints
 from mergekit3d.plan.fusion import plan_fusion
 from mergekit3d.plan.network import Start, checkpoint_start, fusion_start, network_for, random_start
-from mergekit3d.plan.ratios import ADAPTED_RATIOS
+from mergekit3d.plan.ratios import ADAPTED_RATIOS, ratios_path
 from mergekit3d.plan.target import Cohort, open_cohort
 from mergekit3d.progress import SILENT, Reporter
 from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.recipe.models import SourceModel
 from mergekit3d.storage.lock import output_lock
+from mergekit3d.storage.seal import file_digest
 from mergekit3d.training.processes import ALONE, ProcessGroup, shared_work
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
     if init in names:
         return fusion_start(plan_fusion(_alone(loaded, init, "mean-imm"), seed=seed))
     if _is_fused(loaded, init):
+        _check_ratios(loaded)
         return checkpoint_start(loaded, loaded.merge_path, cohort.task, seed)
     if init == TIMM:
         adapted = loaded.output_path(ADAPTED_RATIOS).with_name("checkpoint.safetensors")
@@ -157,6 +159,23 @@ def _merging(loaded: LoadedRecipe, **changes: Any) -> LoadedRecipe:
 def _is_fused(loaded: LoadedRecipe, init: str) -> bool:
     """Whether the fused checkpoint is there, by this method."""
     return init == loaded.recipe.merge.method and _method_of(loaded.merge_path) == init
+
+
+def _check_ratios(loaded: LoadedRecipe) -> None:
+    """Refuse a fused checkpoint whose ratios were learned anew, or edited, since it was written.
+
+    Raises:
+        InputError: the file of ratios is another one.
+    """
+    ratios, metadata = ratios_path(loaded), open_checkpoint(loaded.merge_path, verify=False).metadata
+    if ratios is None or metadata is None or not ratios.is_file():
+        return
+    if metadata.provenance.get("ratios") != file_digest(ratios):
+        todo = f"run: mergekit3d fuse --recipe {loaded.path.name} --force"
+        found = f"another {ratios.name} now"
+        raise InputError(
+            "the fused checkpoint is out of date", where=loaded.merge_path, wanted="the ratios it was made by", found=found, todo=todo
+        )
 
 
 def _method_of(path: Path) -> str | None:

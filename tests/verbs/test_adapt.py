@@ -11,9 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from mergekit3d.datasets import find_dataset
-from mergekit3d.errors import MergeKit3DError, RecipeError
+from mergekit3d.errors import InputError, MergeKit3DError, RecipeError
 from mergekit3d.options import Options
 from mergekit3d.verbs.adapt import adapt
+from mergekit3d.verbs.finetune import finetune
 from mergekit3d.verbs.fuse import fuse
 from mergekit3d.verbs.plot import plot
 from tests.builders import save, two_sources, write_recipe
@@ -62,6 +63,22 @@ def assert_fuse_agrees(project, result, *overrides):
     ours, theirs = load_file(result.checkpoint), load_file(fused.out)
     assert list(ours) == list(theirs)
     assert [] == [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
+
+
+def test_finetune_refuses_a_fusion_by_earlier_ratios(project):
+    """Whoever adapts again has to fuse again; a start that is out of date is never taken silently."""
+    result = run(project, "adapt.epochs=1")
+    fuse(project / "timm.yaml", options=Options(out=project / "out"))
+    ratios = json.loads(result.ratios.read_text())
+    result.ratios.write_text(json.dumps({**ratios, "layers": {name: [0.25, 0.75] for name in ratios["layers"]}}))
+
+    text = r"out of date: .*fused\.safetensors: wanted the ratios it was made by, found another ratios\.json now; run: mergekit3d fuse"
+    with pytest.raises(InputError, match=text):
+        finetune(project / "timm.yaml", options=Options(out=project / "out"))
+    assert not (project / "out" / "finetune" / "log.csv").exists()
+
+    fuse(project / "timm.yaml", options=Options(out=project / "out", force=True))
+    assert 1 == finetune(project / "timm.yaml", overrides=["finetune.epochs=1"], options=Options(out=project / "out")).epochs
 
 
 @pytest.mark.parametrize(
