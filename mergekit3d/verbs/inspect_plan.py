@@ -14,10 +14,12 @@ from mergekit3d.engine.correspondence import sampled_cosines, warnings_on
 from mergekit3d.merging.partitions import layer_of
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
 from mergekit3d.plan.outcomes import TensorPlan
+from mergekit3d.plan.ratios import ADAPTED_RATIOS, ratios_path
 from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.verbs.inspect import MOST_ROWS, InspectResult, scalar_text, shape_text
 
 MOST_RATIO_COLUMNS = 4
+UNLEARNED = "adapt has not learned the ratios yet: those below are uniform, and its private tensors are random, as it begins"
 FROM_VALIDATION = "which sources are averaged is chosen by the Dice of validation subjects when it runs; the ratios below are those of all"
 
 
@@ -34,7 +36,8 @@ def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool, allow_
         MergeKit3DError: every problem of the recipe and its checkpoints at once.
     """
     loaded = load_recipe(recipe, overrides=overrides, allow_outside=allow_outside)
-    plan = plan_fusion(loaded, verify=values)
+    unlearned = _awaits_adaptation(loaded)
+    plan = plan_fusion(loaded, uniform=unlearned, verify=values)
     cosines = sampled_cosines(plan)
     content = {
         "method": plan.method.name,
@@ -46,12 +49,17 @@ def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool, allow_
         "bytes_to_write": _bytes_to_write(plan, loaded),
         "outcomes": dict(Counter(tensor.outcome for tensor in plan.tensors)),
         "ratios": plan.ratios.as_json(),
-        "remarks": [*plan.remarks, *([FROM_VALIDATION] if plan.method.evaluates else [])],
+        "remarks": [*plan.remarks, *([FROM_VALIDATION] if plan.method.evaluates else []), *([UNLEARNED] if unlearned else [])],
         "cosines": cosines,
         "warnings": warnings_on(cosines, plan.sources[0].name),
         "tensors": [_tensor(plan, tensor) for tensor in plan.tensors],
     }
     return InspectResult(content, [*map(printable, _heading(plan, content)), "", _outcome_table(plan), "", _layer_table(plan)])
+
+
+def _awaits_adaptation(loaded: LoadedRecipe) -> bool:
+    """Whether the ratios are those that ``adapt`` writes, and it has not."""
+    return ratios_path(loaded) == (ratios := loaded.output_path(ADAPTED_RATIOS)) and not ratios.exists()
 
 
 def _bytes_to_read(plan: FusionPlan) -> int:

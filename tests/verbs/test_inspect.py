@@ -482,11 +482,17 @@ def test_plan_of_a_method_that_chooses_its_sources(tmp_path):
     assert f"  {inspect_plan.FROM_VALIDATION}" in result.lines()
 
 
-def test_plan_without_ratios(tmp_path):
-    """Says what makes them."""
+def test_plan_before_the_adaptation(tmp_path):
+    """Shows what it will start from, and says so; ratios of a name of one's own have to be there."""
     two_sources(tmp_path)
-    with pytest.raises(InputError, match="no mixing ratios: .*ratios.json; run adapt first, or set merge.ratios: uniform"):
-        inspect([], recipe=fusing_recipe(tmp_path, "{method: timm}"))
+    target = "target: {data: x, modalities: [t1, t2], regions: brats, split: {train: 1, validation: 1}}"
+    result = inspect([], recipe=fusing(tmp_path, "{method: timm}", target).path)
+
+    assert inspect_plan.UNLEARNED in result.as_json()["remarks"]
+    assert f"  {inspect_plan.UNLEARNED}" in result.lines()
+    assert [[0.5, 0.5]] == [list(row) for row in {tuple(row) for row in result.as_json()["ratios"]["layers"].values()}]
+    with pytest.raises(InputError, match="no mixing ratios: .*own.json; run adapt first, or set merge.ratios: uniform"):
+        inspect([], recipe=fusing_recipe(tmp_path, "{method: timm, ratios: own.json}"))
 
 
 def test_checkpoints_and_a_recipe(tmp_path):
