@@ -282,7 +282,7 @@ def test_a_process_that_dies_ends_the_other(project, tmp_path):
     pair.processes[1].kill()
     codes, _, complaints = pair.end()
 
-    assert [1, -signal.SIGKILL] == codes
+    assert [71, -signal.SIGKILL] == codes
     assert ["error: another process of this run has ended; look at what it says"] == errors(complaints)
 
 
