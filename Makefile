@@ -15,8 +15,9 @@ ARGS :=
 demo:
 	@$(ENV) mergekit3d demo --force $(ARGS)
 
+# Two processes of one thread each: most tests use no more, and the time of whole files is shared out between them.
 test:
-	@$(ENV) python -m pytest $(ARGS)
+	@OMP_NUM_THREADS=1 $(ENV) python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: lint style types
 
