@@ -47,8 +47,7 @@ def fused_weights(network: nn.Module, plan: FusionPlan, settings: AdaptModel, st
     for name in shared_names(plan) - parameters:
         raise RecipeError("a buffer cannot be adapted", where=name, todo="let partitions.private name it")
     tensors = [_shared_tensor(plan, tensor) for tensor in _learned(plan)]
-    for file in plan.inputs:
-        file.check_steady()
+    plan.check_steady()
     groups = {tensor.group for tensor in tensors}
     # A layer of expanded tensors alone has nothing to learn.
     initial: dict[str, GroupRatios] = {group: row for group, row in start.layers.items() if group in groups}
@@ -63,8 +62,7 @@ def as_fused(plan: FusionPlan, ratios: Ratios) -> dict[str, Tensor]:
     """The shared tensors, under all names, as the command ``fuse`` writes them, to the bit; those trained with differ by rounding."""
     values = tensor_values(replace(plan, ratios=ratios))
     fused = {tensor.entry.name: torch.from_numpy(values(tensor.entry)) for tensor in _learned(plan)}
-    for file in plan.inputs:
-        file.check_steady()
+    plan.check_steady()
     return fused | {tensor.entry.name: fused[tensor.alias_of] for tensor in plan.tensors if tensor.alias_of in fused}
 
 

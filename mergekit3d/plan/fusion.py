@@ -59,6 +59,11 @@ class FusionPlan:
         files = [file for source in sources for file in (source.checkpoint, source.fisher)]
         return tuple(file for file in (*files, self.adapted) if file is not None)
 
+    def check_steady(self) -> None:
+        """Refuse the plan where a file changed since it was opened; see `Checkpoint`."""
+        for file in self.inputs:
+            file.check_steady()
+
     @property
     def owners(self) -> tuple[TensorPlan, ...]:
         """The tensors without the further names that some of them have."""

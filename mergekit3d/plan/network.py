@@ -126,8 +126,7 @@ def fusion_start(plan: FusionPlan) -> Start:
     by_name = {tensor.entry.name: tensor for tensor in plan.tensors}
     # What is copied from a source may still be its file's own bytes, which others can change.
     values = {name: np.require(of_entry(by_name[name].entry), requirements="O") for name in shapes}
-    for file in plan.inputs:
-        file.check_steady()
+    plan.check_steady()
     outcomes = {name: by_name[name].outcome for name in shapes}
     digests = {"sources": [source.checkpoint.digest for source in plan.sources]}
     return Start(plan.network, values, outcomes, digests, plan.origin, ancestry_of(plan.inputs))

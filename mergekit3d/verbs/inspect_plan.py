@@ -63,9 +63,7 @@ def _awaits_adaptation(loaded: LoadedRecipe) -> bool:
 
 
 def _bytes_to_read(plan: FusionPlan) -> int:
-    sources = plan.sources if plan.base is None else (*plan.sources, plan.base)
-    files = [file for source in sources for file in (source.checkpoint, source.fisher, plan.adapted) if file is not None]
-    return sum(size_of(path) for path in {file.path for file in files})
+    return sum(size_of(path) for path in {file.path for file in plan.inputs})
 
 
 def _bytes_to_write(plan: FusionPlan, loaded: LoadedRecipe) -> int:
