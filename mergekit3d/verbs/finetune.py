@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergekit3d.checkpoints import open_checkpoint
+from mergekit3d.checkpoints import Metadata, open_checkpoint
 from mergekit3d.errors import InputError, RecipeError
 from mergekit3d.merging.methods import METHODS
 from mergekit3d.nearby import did_you_mean_file
@@ -101,8 +101,9 @@ def start_of(loaded: LoadedRecipe, cohort: Cohort, init: str, seed: int) -> Star
     names = _sources(loaded)
     if init in names:
         return fusion_start(plan_fusion(_alone(loaded, init, "mean-imm"), seed=seed))
-    if _is_fused(loaded, init):
-        _check_ratios(loaded)
+    fused = _fused(loaded, init)
+    if fused is not None:
+        _check_ratios(loaded, fused)
         return checkpoint_start(loaded, loaded.merge_path, cohort.task, seed)
     if init == TIMM:
         adapted = loaded.output_path(ADAPTED_RATIOS).with_name("checkpoint.safetensors")
@@ -134,7 +135,7 @@ def _anchors(loaded: LoadedRecipe, cohort: Cohort, init: str, start: Start) -> A
         return fusion_anchors(plan_fusion(_alone(loaded, init, IMM if regularise.by == FISHER else "mean-imm")), regularise.by)
     if init in METHODS and (regularise.by != FISHER or METHODS.get(init).uses_fisher):
         merging = loaded
-        if init != loaded.recipe.merge.method or (init == IMM and not _is_fused(loaded, init)):
+        if init != loaded.recipe.merge.method or (init == IMM and _fused(loaded, init) is None):
             changes = {"ratios": None} if init == TIMM else {"ratios": "uniform", "private": "random"}
             merging = _merging(loaded, method=init, **changes)
         return fusion_anchors(plan_fusion(merging), regularise.by)
@@ -156,34 +157,27 @@ def _merging(loaded: LoadedRecipe, **changes: Any) -> LoadedRecipe:
     return loaded.changed(merge=loaded.recipe.merge.model_copy(update=changes))
 
 
-def _is_fused(loaded: LoadedRecipe, init: str) -> bool:
-    """Whether the fused checkpoint is there, by this method."""
-    return init == loaded.recipe.merge.method and _method_of(loaded.merge_path) == init
+def _fused(loaded: LoadedRecipe, init: str) -> Metadata | None:
+    """What the fused checkpoint tells of itself, where it is there, by this method; else None."""
+    if init != loaded.recipe.merge.method or not loaded.merge_path.exists():
+        return None
+    metadata = open_checkpoint(loaded.merge_path, verify=False).metadata
+    return metadata if metadata is not None and metadata.method == init else None
 
 
-def _check_ratios(loaded: LoadedRecipe) -> None:
+def _check_ratios(loaded: LoadedRecipe, fused: Metadata) -> None:
     """Refuse a fused checkpoint whose ratios were learned anew, or edited, since it was written.
 
     Raises:
         InputError: the file of ratios is another one.
     """
-    ratios, metadata = ratios_path(loaded), open_checkpoint(loaded.merge_path, verify=False).metadata
-    if ratios is None or metadata is None or not ratios.is_file():
-        return
-    if metadata.provenance.get("ratios") != file_digest(ratios):
+    ratios = ratios_path(loaded)
+    if ratios is not None and ratios.is_file() and fused.provenance.get("ratios") != file_digest(ratios):
         todo = f"run: mergekit3d fuse --recipe {loaded.path.name} --force"
         found = f"another {ratios.name} now"
         raise InputError(
             "the fused checkpoint is out of date", where=loaded.merge_path, wanted="the ratios it was made by", found=found, todo=todo
         )
-
-
-def _method_of(path: Path) -> str | None:
-    """The merge method that wrote a file; None where there is no such file."""
-    if not path.exists():
-        return None
-    metadata = open_checkpoint(path, verify=False).metadata
-    return None if metadata is None else metadata.method
 
 
 def _public_name(loaded: LoadedRecipe, init: str) -> str:
