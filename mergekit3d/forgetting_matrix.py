@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from mergekit3d.progress import Reporter
 from mergekit3d.recipe.load import LoadedRecipe
 from mergekit3d.storage.atomic import write_json, write_text
 from mergekit3d.summaries import intervals_of
+from mergekit3d.textfiles import read_json_object, read_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,15 +121,14 @@ def read_forgetting(folder: Path) -> Forgetting:
     Raises:
         InputError: either is not what was written.
     """
+    what = "the forgetting matrix"
+    networks, tasks, _ = dice_of_json(read_json_object(folder / JSON, what), folder / JSON)
+    measures: dict[tuple[str, str], list[SubjectMetrics]] = {(network, task): [] for task in tasks for network in networks}
     try:
-        content = json.loads((folder / JSON).read_text(encoding="utf-8"))
-        networks, tasks, _ = dice_of_json(content, folder / JSON)
-        measures: dict[tuple[str, str], list[SubjectMetrics]] = {(network, task): [] for task in tasks for network in networks}
-        with (folder / CSV).open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                metrics = SubjectMetrics(row["subject"], row["region"], float(row["dice"]), float(row["hd95"]))
-                measures[row["network"], row["task"]].append(metrics)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        for row in csv.DictReader(io.StringIO(read_text(folder / CSV, what))):
+            metrics = SubjectMetrics(row["subject"], row["region"], float(row["dice"]), float(row["hd95"]))
+            measures[row["network"], row["task"]].append(metrics)
+    except (ValueError, TypeError, KeyError) as error:
         found = f"{type(error).__name__}: {error}"
         raise InputError("cannot read the forgetting matrix", where=folder, wanted="what forgetting writes", found=found) from error
     return Forgetting(tuple(networks), tuple(tasks), {key: tuple(rows) for key, rows in measures.items()})
