@@ -17,16 +17,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from statistics import fmean
 
 import yaml
-from scipy import stats
 
 import mergekit3d
 from mergekit3d.datasets import find_dataset
 from mergekit3d.datasets.split import split_subjects
 from mergekit3d.options import Options
+from mergekit3d.paired import student_interval
 
 RECIPE = Path(__file__).with_name("knobs.yaml")
 SUBJECTS = {"hcp": ("hcp", 20, 0), "development": ("brats", 40, 1), "testing": ("brats", 40, 2)}  # folder: layout, number, seed
@@ -168,11 +167,9 @@ def table(dice: Mapping[str, Mapping[int, Sequence[float]]]) -> str:
 
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> str:
     """Mean of the paired differences, and half the width of its 95 % interval by Student's t."""
-    values: list[Any] = [one[seed] - other[seed] for seed in one]
-    if len(values) < 2:
-        return f"{fmean(values):+.3f}"
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return f"{fmean(values):+.3f} +- {half:.3f}"
+    values = [one[seed] - other[seed] for seed in one]
+    low, high = student_interval(values)
+    return f"{fmean(values):+.3f}" + (f" +- {(high - low) / 2:.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,10 @@ import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-
-from scipy import stats
+from statistics import fmean
 
 import mergekit3d
+from mergekit3d.paired import student_interval
 from mergekit3d.summaries import read_metrics_csv
 
 RECIPE = Path(__file__).with_name("study.yaml")
@@ -78,9 +77,8 @@ def tables(dice: Mapping[str, Mapping[str, float]]) -> str:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean, and half the width of its 95 % interval by Student's t."""
-    if len(values) < 2:
-        return fmean(values), float("nan")
-    return fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    low, high = student_interval(values)
+    return fmean(values), (high - low) / 2
 
 
 if __name__ == "__main__":
