@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 MIRROR_AXES = (0,)
-SHOWN_IDS = 6
 """Left and right: what trainings mirror along unless they are told otherwise."""
+SHOWN_IDS = 6
+"""Label ids that an error tells of a region."""
 
 
 def inference_of(model: PredictModel) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Bounds:
         """
         if any(key[:end] in self.by_hand for end in range(1, len(key) + 1)):
             return
-        place = real_path(path)
+        place = _followed(path)
         if place is not None and any(place.is_relative_to(root) for root in self.roots):
             return
         line = next((self.lines[key[:end]] for end in range(len(key), 0, -1) if key[:end] in self.lines), None)
@@ -66,7 +66,7 @@ class Bounds:
         )
 
 
-def real_path(path: Path) -> Path | None:
+def _followed(path: Path) -> Path | None:
     """The place that a path leads to, whether it is there or not; None where that cannot be said: a loop of links, a name with NUL."""
     try:
         return path.resolve()
@@ -76,4 +76,4 @@ def real_path(path: Path) -> Path | None:
 
 def real_paths(paths: Iterable[Path]) -> tuple[Path, ...]:
     """The places that paths lead to, as far as that can be said."""
-    return tuple(real for path in paths if (real := real_path(path)) is not None)
+    return tuple(real for path in paths if (real := _followed(path)) is not None)
