@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import IO, Any
 
 from mergekit3d.errors import Interrupted, MachineError, MergeKit3DError, Problems, UsageError
@@ -117,9 +119,8 @@ class _Run:
     def _start(self, progress: Task) -> None:
         """Whatever can be: in order, so that a step goes before those that follow it in a sequential run."""
         waiting = [step for step in self.steps if step.name not in self.done and step.name not in self.running]
-        makers = {path: step.name for step in self.steps for path in step.outputs}
         for step in waiting:
-            if any(makers[path] not in self.done for path in step.inputs if path in makers):
+            if any(maker not in self.done for maker in self._makers_of(step)):
                 continue
             number = f"[{self._number(step)}/{len(self.steps)}] {step.name}"
             if not self.force and is_up_to_date(step, self.loaded.out):
@@ -131,6 +132,15 @@ class _Run:
                 return
             self.reporter.info(f"{number} on {self.slots[free[0]]}" if len(set(self.slots)) > 1 else number)
             self.running[step.name] = self._process(step, free[0])
+
+    @cached_property
+    def _makers(self) -> dict[Path, str]:
+        """The step that writes each file, by absolute paths: one step may name a file from the root, another from where it runs."""
+        return {path.absolute(): step.name for step in self.steps for path in step.outputs}
+
+    def _makers_of(self, step: Step) -> set[str]:
+        """Steps that write what a step reads."""
+        return {self._makers[path.absolute()] for path in step.inputs if path.absolute() in self._makers}
 
     def _number(self, step: Step) -> int:
         return 1 + next(index for index, other in enumerate(self.steps) if other is step)

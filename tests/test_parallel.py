@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -74,10 +75,16 @@ def weights(out: Path) -> list[dict[str, bytes]]:
     return [{name: tensor.tobytes() for name, tensor in load_file(out / name).items()} for name in NETWORKS]
 
 
-def test_side_by_side_is_the_same_to_the_bit(alone: Path, tmp_path: Path) -> None:
-    """Each step has its own process, waits for its inputs, and is up to date the next time, however that runs."""
+def test_side_by_side_is_the_same_to_the_bit(alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step has its own process, waits for its inputs, and is up to date the next time, however that runs.
+
+    The paths are relative, as a user types them: those of sources are made absolute for the arms, and are the same files still.
+    No step waits for a place (3 jobs), so that each must wait for its inputs.
+    """
     told = Told()
-    result = run(alone / "small.yaml", jobs=2, options=Options(out=tmp_path / "out"), reporter=told)
+    monkeypatch.chdir(alone)
+    out = Path(os.path.relpath(tmp_path / "out"))
+    result = run(Path("small.yaml"), jobs=3, options=Options(out=out), reporter=told)
     again = run(alone / "small.yaml", options=Options(out=tmp_path / "out"))
 
     assert ["train m1", "finetune none seed 0", "finetune m1 seed 0"] == [step.name for step in result.steps if step.done]
