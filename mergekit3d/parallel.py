@@ -122,14 +122,14 @@ class _Run:
         for step in waiting:
             if any(maker not in self.done for maker in self._makers_of(step)):
                 continue
+            free = sorted(set(range(len(self.slots))) - {work.slot for work in self.running.values()})
+            if not free:  # before the question below, which reads files, and would read them again at every look
+                return
             number = f"[{self._number(step)}/{len(self.steps)}] {step.name}"
             if not self.force and is_up_to_date(step, self.loaded.out):
                 self.reporter.info(f"{number}: up to date")
                 self._end(step, progress, done=False)
                 continue
-            free = sorted(set(range(len(self.slots))) - {work.slot for work in self.running.values()})
-            if not free:
-                return
             self.reporter.info(f"{number} on {self.slots[free[0]]}" if len(set(self.slots)) > 1 else number)
             self.running[step.name] = self._process(step, free[0])
 
