@@ -17,7 +17,7 @@ demo:
 
 # Two processes of one thread each: most tests use no more, and the time of whole files is shared out between them.
 test:
-	@OMP_NUM_THREADS=1 $(ENV) python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(ENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: lint style types
 

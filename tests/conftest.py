@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,17 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def warm():
+    """Programs that start at once: `mergekit3d` and `python` in ``warm.programs``, forked from a process that has imported everything."""
+    from tests.warm import Warm
+
+    with tempfile.TemporaryDirectory(prefix="m3d") as folder:  # a socket's path has 108 letters at most
+        server = Warm(Path(folder))
+        yield server
+        server.close()
+
+
 NEEDS = {
     "gpu": (_has_gpu, "no CUDA device here"),
     "needs_nnunet": (lambda: importlib.util.find_spec("nnunetv2") is not None, "nnunetv2 is not installed"),
@@ -40,7 +52,9 @@ NEEDS = {
 
 
 def pytest_collection_modifyitems(items):
-    """Skip tests whose device or tool is not there, with the reason."""
+    """Skip tests whose device or tool is not there, with the reason; files with slow tests come first, so that no process waits for one."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     for marker, (is_there, reason) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not is_there():

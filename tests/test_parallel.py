@@ -21,6 +21,8 @@ from mergekit3d.progress import Silent
 from mergekit3d.storage.lock import LOCK_NAME, output_lock
 from mergekit3d.verbs.run import run
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 version: 1
 name: small

@@ -19,6 +19,8 @@ from mergekit3d.per_sample import NotFiniteError, convolutions, per_sample_gradi
 from mergekit3d.per_sample.products import rows_product
 from tests.builders import spec_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _one_thread(one_thread):

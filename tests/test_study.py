@@ -24,6 +24,8 @@ from mergekit3d.study_forgetting import forgetting_steps
 from mergekit3d.verbs.report import report
 from mergekit3d.verbs.run import run
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """
 version: 1
 name: small

@@ -2,8 +2,8 @@
 
 What comments in the pages ask for stands in `pages.py`, what a reader has beforehand in `given.py`. The `bash` blocks of a page are
 one session of bash with ``-e -o pipefail``; its `mergekit3d` and `python` are those of this environment, forked from a process that has
-imported all they need (`warm.py`). `python` blocks are scripts. Recipes in `yaml` are checked as they stand, and run with the numbers that
-the comments put in.
+imported all they need (`tests/warm.py`). `python` blocks are scripts. Recipes in `yaml` are checked as they stand, and run with the
+numbers that the comments put in.
 """
 
 from __future__ import annotations
@@ -12,17 +12,15 @@ import importlib.util
 import os
 import re
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mergekit3d.recipe import load_recipe
+from tests.warm import Warm
 
 from .given import Given
 from .pages import COMMAND, ROOT, Block, outside_of_fences, pages, read_page, read_wanted
-from .warm import Warm
 
 NEEDS = {"nnunetv2"}
 """What blocks may need that is no dependency; a page with such blocks has two tests."""
@@ -41,15 +39,6 @@ NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    """The programs on the PATH."""
-    with tempfile.TemporaryDirectory(prefix="m3d") as folder:  # a socket's path has 108 letters at most
-        server = Warm(Path(folder))
-        yield server
-        server.close()
 
 
 @pytest.fixture(scope="module")

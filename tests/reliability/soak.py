@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,10 +167,13 @@ class Stop:
         return True
 
 
-def in_a_process(folder: Path, words: tuple[str, ...], stop: Stop | None = None) -> Ended:
+COLD = (sys.executable, "-m", "mergekit3d_cli")
+
+
+def in_a_process(folder: Path, words: tuple[str, ...], stop: Stop | None = None, program: Sequence[str] = COLD) -> Ended:
     """Run a command as a user does, to its end or to where it is stopped."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "mergekit3d_cli", *words],
+        [*program, *words],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 
 from mergekit3d_cli.app import COMMANDS, app
 
+pytestmark = pytest.mark.slow
+
 CANARY = "Kanarienvogel"
 PLACE = "Kanarischeinsel"
 """Of the folder that everything stands in: no absolute path may be told."""

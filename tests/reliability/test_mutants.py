@@ -21,6 +21,8 @@ from tests.builders import metadata_of, save, task_of
 
 from .soak import SLOWEST_S, mutated, weights_of
 
+pytestmark = pytest.mark.slow
+
 NUMBER = int(os.environ.get("MERGEKIT3D_MUTANTS", "5000"))
 STATE = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "a.bias": np.full(3, 0.5, np.float32)}
 GRID = Grid((6, 7, 8), np.diag([1.0, 2, 3, 1]))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.warm import Warm
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "slurm.sh"
 RECIPE = """
@@ -34,16 +35,12 @@ SCONTROL = '#!/bin/bash\nif [ "$1" = show ]; then echo localhost; else echo "$@"
 
 
 @pytest.fixture
-def queue(tmp_path: Path, make_data: Callable[[Path], Path]) -> Callable[[str], subprocess.Popen[bytes]]:
+def queue(tmp_path: Path, make_data: Callable[[Path], Path], warm: Warm) -> Callable[[str], subprocess.Popen[bytes]]:
     """Starts the script in a folder of its own, as SLURM would."""
     data = make_data(tmp_path / "data")
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name, content in {
-        "srun": SRUN,
-        "scontrol": SCONTROL,
-        "mergekit3d": f'#!/bin/bash\nexec {sys.executable} -m mergekit3d_cli "$@"\n',
-    }.items():
+    for name, content in {"srun": SRUN, "scontrol": SCONTROL}.items():
         (tools / name).write_text(content)
         (tools / name).chmod(0o755)
 
@@ -60,7 +57,7 @@ def queue(tmp_path: Path, make_data: Callable[[Path], Path]) -> Callable[[str], 
             "SLURM_NTASKS_PER_NODE": str(TASKS),
             "SLURM_CPUS_PER_TASK": "1",
         }
-        environment = os.environ | told | {"PATH": f"{tools}:{os.environ['PATH']}"}
+        environment = os.environ | told | {"PATH": f"{tools}:{warm.programs}:{os.environ['PATH']}"}
         words = ["bash", str(SCRIPT), "train", "--recipe", "m1.yaml", "--device", "cpu"]
         return subprocess.Popen(words, cwd=place, env=environment)
 

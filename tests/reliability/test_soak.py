@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from .forking import Forks
-from .soak import CHANGES, JOBS, Work, mutants, overwrite_half, recipes, writers
+from tests.warm import Warm
+
+from .soak import CHANGES, JOBS, Work, in_a_process, mutants, overwrite_half, recipes, writers
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
+def work(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Work:
     """A project after the whole pipeline."""
-    root = tmp_path_factory.mktemp("soak")
-    forks = Forks(root / "log")
-    project = Work(root, forks.run, epochs=3)
+    project = Work(tmp_path_factory.mktemp("soak"), partial(in_a_process, program=[warm.command]), epochs=3)
     project.prepare(list(JOBS))
-    yield project
-    forks.close()
+    return project
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

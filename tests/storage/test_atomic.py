@@ -17,6 +17,8 @@ import pytest
 from mergekit3d.errors import MergeKit3DError, OutputError, UsageError
 from mergekit3d.storage import atomic
 
+pytestmark = pytest.mark.slow
+
 OLD, NEW = b"old", b"new content"
 OS_CALLS = ["stat", "lstat", "readlink", "mkdir", "chmod", "open", "fsync", "close", "replace", "umask", "unlink"]
 

@@ -20,7 +20,7 @@ from mergekit3d.errors import UsageError
 from mergekit3d.options import Options
 from tests.builders import save_source, task_of
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mergekit3d_cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
 
 
 @pytest.fixture
@@ -36,16 +36,22 @@ def _one_thread(one_thread):
     """As torchrun gives each process: the same gradients to the bit."""
 
 
-def begin(folder, *arguments):
-    command = [*TORCHRUN, "fisher", "m1.safetensors", "--data", "hcp", "--draws", "1", "--device", "cpu", "--json", *arguments]
-    return subprocess.Popen(
-        command,
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )
+@pytest.fixture
+def begin(warm):
+    """Begins an estimation in two processes."""
+
+    def start(folder, *arguments):
+        words = ["fisher", "m1.safetensors", "--data", "hcp", "--draws", "1", "--device", "cpu", "--json", *arguments]
+        return subprocess.Popen(
+            [*TORCHRUN, warm.command, *words],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
+
+    return start
 
 
 def snapshots(folder):
@@ -58,7 +64,7 @@ def alone(folder, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_two_processes_give_the_result_of_one(folder, batch_size):
+def test_two_processes_give_the_result_of_one(begin, folder, batch_size):
     """Up to rounding, whatever subjects come together; one JSON object on stdout, one file, nothing left."""
     process = begin(folder, "--batch-size", str(batch_size))
     said, complaints = process.communicate(timeout=120)
@@ -77,7 +83,7 @@ def test_two_processes_give_the_result_of_one(folder, batch_size):
 
 
 @pytest.mark.slow
-def test_processes_that_were_stopped_go_on_together(folder):
+def test_processes_that_were_stopped_go_on_together(begin, folder):
     """SIGTERM to torchrun saves the state of each; --resume with as many ends with the bits of a run that nothing stopped."""
     through = begin(folder, "--out", "through.fisher.safetensors")
     _, complaints = through.communicate(timeout=120)
@@ -103,7 +109,7 @@ def test_processes_that_were_stopped_go_on_together(folder):
 
 
 @pytest.mark.slow
-def test_subject_that_cannot_be_used_ends_all_processes(folder):
+def test_subject_that_cannot_be_used_ends_all_processes(begin, folder):
     """It is told, nothing is written, and nobody waits for ever."""
     path = folder / "hcp/100001/T1w/T1w_acpc_dc_restore.nii.gz"
     image = nibabel.load(path)

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -78,12 +77,12 @@ def _one_thread(one_thread):
 class Pair:
     """Two processes that share a command, told so as torchrun tells it; their own exit codes and words can be seen."""
 
-    def __init__(self, folder, *arguments):
+    def __init__(self, program, folder, *arguments):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
         told = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-m", "mergekit3d_cli", *map(str, arguments)]
+        command = [program, *map(str, arguments)]
         self.processes = [
             subprocess.Popen(
                 command,
@@ -102,9 +101,14 @@ class Pair:
         return [process.returncode for process in self.processes], [out for out, _ in said], [err for _, err in said]
 
 
-def shared(folder, verb, recipe, *arguments):
-    """A training in two processes, on the CPU."""
-    return Pair(folder, verb, "--recipe", recipe, "--device", "cpu", "--precision", "fp32", "--json", *arguments)
+@pytest.fixture
+def shared(warm):
+    """Begins a training in two processes, on the CPU."""
+
+    def begin(folder, verb, recipe, *arguments):
+        return Pair(warm.command, folder, verb, "--recipe", recipe, "--device", "cpu", "--precision", "fp32", "--json", *arguments)
+
+    return begin
 
 
 def alone(folder, verb, recipe, out, *overrides, **options):
@@ -149,7 +153,7 @@ def assert_same(wanted: Path, found: Path, *, atol: float) -> None:
         ("adapt", "timm.yaml", ("adapt.objective={supervised: 1, entropy: 0.5}", "adapt.unlabelled=hcp/", "adapt.batch_size=1")),
     ],
 )
-def test_two_processes_give_the_result_of_one(project, tmp_path, verb, recipe, settings):
+def test_two_processes_give_the_result_of_one(project, shared, tmp_path, verb, recipe, settings):
     """Without dropout, up to rounding: weights, ratios and log; one JSON object on stdout; a step may have one sample only."""
     codes, said, complaints = shared(project, verb, recipe, "--out", tmp_path / "two", *flags_of(settings)).end()
 
@@ -175,9 +179,9 @@ def test_torchrun_shares_a_training(project, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("struck", [[0], [1], [0, 1]])
-def test_a_signal_to_any_process_stops_all_and_one_goes_on(project, tmp_path, struck):
+def test_a_signal_to_any_process_stops_all_and_one_goes_on(project, shared, tmp_path, struck):
     """Both end with 143 after the same step, one of them says so, and the snapshot is that of the whole: one process resumes it."""
-    settings = ("train.epochs=40", "train.patience=null")
+    settings = ("train.epochs=20", "train.patience=null")
     stopped = shared(project, "train", "m3.yaml", "--out", tmp_path / "two", *flags_of(settings))
     wait_for(tmp_path / "two/train/log.csv")
     for rank in struck:
@@ -189,19 +193,19 @@ def test_a_signal_to_any_process_stops_all_and_one_goes_on(project, tmp_path, st
     (told,) = errors(complaints)
     assert re.search(r"interrupted in epoch \d+ after step \d+; the state is saved; go on with --resume", told)
     before = len(rows(tmp_path / "two/train/log.csv"))
-    assert 1 <= before < 40
+    assert 1 <= before < 20
     resumed = alone(project, "train", "m3.yaml", tmp_path / "two", *settings, resume=True)
-    assert 40 == resumed.epochs
+    assert 20 == resumed.epochs
     through = alone(project, "train", "m3.yaml", tmp_path / "one", *settings)
     assert resumed.validation_loss == pytest.approx(through.validation_loss, abs=1e-3)
     assert not (tmp_path / "two/train/snapshot.pt").exists()
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_from_the_snapshot_of_one_and_repeat_their_bits(project, tmp_path):
+def test_two_processes_go_on_from_the_snapshot_of_one_and_repeat_their_bits(project, shared, warm, tmp_path):
     """An adaptation stopped in one process and resumed in two is that of one; two that were not stopped give their bits again."""
-    settings = ("adapt.epochs=12", "adapt.patience=null")
-    command = [sys.executable, "-m", "mergekit3d_cli", "adapt", "--recipe", "timm.yaml", "--device", "cpu", "--precision", "fp32"]
+    settings = ("adapt.epochs=6", "adapt.patience=null")
+    command = [warm.command, "adapt", "--recipe", "timm.yaml", "--device", "cpu", "--precision", "fp32"]
     stopped = subprocess.Popen(
         [*command, "--out", str(tmp_path / "one"), *flags_of(settings)], cwd=project, stderr=subprocess.PIPE, env=dict(os.environ)
     )
@@ -224,7 +228,7 @@ def test_two_processes_go_on_from_the_snapshot_of_one_and_repeat_their_bits(proj
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "validation"])
-def test_a_subject_that_cannot_be_used_ends_both_with_one_message(project, tmp_path, part):
+def test_a_subject_that_cannot_be_used_ends_both_with_one_message(project, shared, tmp_path, part):
     """Wherever it is read: exit code 65 from both, nothing under a final name."""
     shutil.copytree(project / "hcp", tmp_path / "hcp")
     alone(project, "train", "m3.yaml", tmp_path / "good", "train.epochs=1")
@@ -245,7 +249,7 @@ def test_a_subject_that_cannot_be_used_ends_both_with_one_message(project, tmp_p
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_ends_both_with_the_subjects(project, tmp_path):
+def test_a_loss_that_is_not_finite_ends_both_with_the_subjects(project, shared, tmp_path):
     """One message, which names them by number, and one rescued checkpoint."""
     huge = ("--set", "train.learning_rate=1e30", "--set", "train.optimizer=sgd", "--out", tmp_path)
     codes, _, complaints = shared(project, "train", "m3.yaml", *huge).end()
@@ -257,7 +261,7 @@ def test_a_loss_that_is_not_finite_ends_both_with_the_subjects(project, tmp_path
 
 
 @pytest.mark.slow
-def test_problems_before_the_work_are_told_once(project, tmp_path):
+def test_problems_before_the_work_are_told_once(project, shared, tmp_path):
     """A recipe that asks for what is not there, and outputs that exist: the same exit code from both."""
     settings = ("--set", "target.split.train=40", "--out", tmp_path)
     codes, _, complaints = shared(project, "train", "m3.yaml", *settings).end()
@@ -274,7 +278,7 @@ def test_problems_before_the_work_are_told_once(project, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_other(project, tmp_path):
+def test_a_process_that_dies_ends_the_other(project, shared, tmp_path):
     """Killed, it can tell nothing; the other says that it is gone, and does not wait for ever."""
     settings = ("train.epochs=400", "train.patience=null")
     pair = shared(project, "train", "m3.yaml", "--out", tmp_path, *flags_of(settings))

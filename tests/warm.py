@@ -1,7 +1,8 @@
 """`mergekit3d` and `python` for a shell, in processes forked from one that has imported everything: without 3 s of imports each.
 
 The program on the PATH hands its arguments, folder, environment and three open files to the server, passes signals on, and ends with the
-exit code of the forked process. A shell cannot tell it from the real one: pipes, redirections, `&`, `kill` and `$?` work.
+exit code of the forked process, which dies with it. A shell cannot tell it from the real one: pipes, redirections, `&`, `kill` and `$?`
+work, `kill -9` too. What is measured or tested in starting up needs a process of its own.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from importlib import import_module
 from pathlib import Path
 
-from .pages import ROOT
-
+ROOT = Path(__file__).parents[1]
 CLIENT = """
 import json, os, signal, socket, sys
 passed_on = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -30,10 +31,17 @@ socket.send_fds(server, [len(request).to_bytes(8, "big")], [0, 1, 2])
 server.sendall(request)
 said = server.makefile()
 pid = int(said.readline())
+came = []
+def pass_on(number, frame):
+    came.append(number)
+    os.kill(pid, number)
 for number in passed_on:
-    signal.signal(number, lambda number, frame: os.kill(pid, number))
+    signal.signal(number, pass_on)
 signal.pthread_sigmask(signal.SIG_UNBLOCK, passed_on)
 end = said.readline()
+if not end and came:  # it ended by the signal
+    signal.signal(came[-1], signal.SIG_DFL)
+    os.kill(os.getpid(), came[-1])
 if not end:
     sys.exit("the process died")
 sys.exit(int(end))
@@ -87,6 +95,7 @@ def _become(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     connection.sendall(f"{os.getpid()}\n".encode())
+    threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
     code = 1
     try:
         _run(request["words"])
@@ -102,6 +111,12 @@ def _become(connection: socket.socket) -> None:
         sys.stderr.flush()
         connection.sendall(f"{code}\n".encode())
         os._exit(0)
+
+
+def _die_with(connection: socket.socket) -> None:
+    """End as suddenly as the program that was killed."""
+    connection.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _run(words: list[str]) -> None:
@@ -126,7 +141,7 @@ class Warm:
     def __init__(self, folder: Path) -> None:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "CUDA_VISIBLE_DEVICES": ""}
         address = folder / "socket"
-        code = f"from tests.docs.warm import serve; serve({str(address)!r})"
+        code = f"from tests.warm import serve; serve({str(address)!r})"
         self.server = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
         )
@@ -140,6 +155,11 @@ class Warm:
         # Code, standard input and what torch starts are for a Python of their own; scripts and modules are most of what pages hold.
         cold = f'case "$1 $2" in "-m torch"*) exec {sys.executable} "$@";; "-m "*) ;; -*) exec {sys.executable} "$@";; esac\n'
         self._write("python", f'{cold}exec {client} python "$@"\n')
+
+    @property
+    def command(self) -> str:
+        """The path of `mergekit3d`."""
+        return str(self.programs / "mergekit3d")
 
     def _write(self, name: str, text: str) -> None:
         program = self.programs / name
