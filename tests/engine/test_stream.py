@@ -31,6 +31,7 @@ METHODS = {
     "ties": "{method: ties, base: base.safetensors, parameters: {density: 0.3}}",
     "dare": "{method: dare, base: m1, parameters: {drop: 0.5}}",
     "slerp": "{method: slerp, ratios: {m1: 0.2, m2: 0.8}}",
+    "slerp all the way": "{method: slerp, ratios: {m1: 0, m2: 1}}",
     "half": "{method: imm, dtype: float16}",
 }
 

@@ -122,6 +122,13 @@ def test_slerp_follows_the_arc(share):
     np.testing.assert_allclose([np.cos(share * np.pi / 2), np.sin(share * np.pi / 2)], merged, atol=1e-15)
 
 
+def test_slerp_of_one_source_is_that_source():
+    """Where the other has a ratio of 0, it is not read, and there is no arc."""
+    theta = np.array([1.0, np.pi])
+
+    assert combined("slerp", Piece([theta], [1.0])) is theta
+
+
 @pytest.mark.parametrize("second", [[1.0, 2.0], [-1.0, -2.0], [0.0, 0.0]])
 def test_slerp_of_parallel_tensors_is_the_straight_line(second):
     """There is no arc, or no shortest one."""

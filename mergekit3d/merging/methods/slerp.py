@@ -29,6 +29,8 @@ def along_the_arc(piece: Piece, parameters: Parameters) -> Any:  # noqa: ARG001 
 
     Source: Shoemake, Animating Rotation with Quaternion Curves, SIGGRAPH 1985, section 3.3.
     """
+    if len(piece.thetas) == 1:  # the other one has a ratio of 0
+        return piece.thetas[0]
     assert piece.surveys is not None
     (_, first_square), (dot, second_square) = piece.surveys
     scale = math.sqrt(first_square) * math.sqrt(second_square)
