@@ -221,7 +221,7 @@ def _provenance(loaded: LoadedRecipe, plan: FusionPlan, ratios: str | None, dige
         ],
         "ratios": json_digest(plan.ratios.as_json()) if ratios is None else ratios,
         "adapted": None if plan.adapted is None else digest_of(plan.adapted),
-        "recipe": json_digest(loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "workers"})),
+        "recipe": json_digest(loaded.recipe.without_places().model_dump(mode="json", exclude={"out", "data", "cache", "workers"})),
         "seed": plan.seed,
     }
     return provenance if plan.base is None else {**provenance, "base": digest_of(plan.base.checkpoint)}
