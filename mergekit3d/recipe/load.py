@@ -133,7 +133,7 @@ def load_recipe(
     *,
     overrides: Sequence[str] = (),
     out: Path | None = None,
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     by_hand: Collection[KeyPath] = (),
 ) -> LoadedRecipe:
     """Read and check a recipe.

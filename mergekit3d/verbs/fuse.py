@@ -72,7 +72,7 @@ def fuse(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     plot: bool = False,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,

@@ -63,7 +63,7 @@ def inspect(
     *,
     recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     layout: str = "auto",
     values: bool = False,
     names: bool = False,

@@ -78,7 +78,7 @@ def predict(
     batch_size: int | None = None,
     probabilities: bool = False,
     submission: str | None = None,
-    subjects_file: Path | None = None,
+    subjects_file: Path | str | None = None,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> PredictResult:
@@ -170,7 +170,7 @@ def _begin(record: PredictionRecord, out: Path, options: Options) -> dict[str, l
     return record.begin(resume=options.resume, force=options.force)
 
 
-def _only(dataset: Dataset, subjects_file: Path | None) -> Dataset:
+def _only(dataset: Dataset, subjects_file: Path | str | None) -> Dataset:
     """The data set with the subjects of a file alone; all, where there is none."""
     names = None if subjects_file is None else read_names(Path(subjects_file))
     return replace(dataset, subjects=tuple(named(dataset.subjects, names)))

@@ -166,7 +166,6 @@ def test_json_is_one_object_whatever_the_library_prints(mergekit, fake):
 
 def test_matplotlib_does_not_tell_of_its_caches(mergekit, fake):
     """As it does at every figure where HOME cannot be written."""
-
     fake("fuse")
     logging.getLogger("matplotlib").setLevel(logging.NOTSET)
     mergekit(*FUSE)

@@ -22,7 +22,7 @@ def two_files(tmp_path):
 
 def test_compare_writes_table_and_picture(tmp_path, two_files):
     """compare.json holds what is returned; compare.png is a PNG; neither holds a path."""
-    result = compare(two_files, out=tmp_path / "out")
+    result = compare(two_files, out=str(tmp_path / "out"))
     assert (result.first, result.others) == ("timm", ("imm",))
     text = (tmp_path / "out" / "compare.json").read_text()
     assert json.loads(text) == result.as_json()

@@ -153,6 +153,7 @@ def test_force_replaces(folder):
     assert np.array_equal(open_checkpoint(folder / "m1.safetensors").read(name), load_file(second.out)[name])
 
 
+@pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize(
     ("expected", "out"),
     [
@@ -162,9 +163,9 @@ def test_force_replaces(folder):
         ("best.PT", "best.PT"),
     ],
 )
-def test_out_is_a_folder_or_a_checkpoint(folder, expected, out):
-    """A file where it ends like a checkpoint; a dot alone does not make one."""
-    result = fuse(folder / "recipe.yaml", options=Options(out=folder / out))
+def test_out_is_a_folder_or_a_checkpoint(folder, expected, out, kind):
+    """A file where it ends like a checkpoint; a dot alone does not make one. It is a path or a text."""
+    result = fuse(folder / "recipe.yaml", options=Options(out=kind(folder / out)))
 
     assert folder / expected == result.out
     assert result.out.is_file()
