@@ -26,6 +26,7 @@ from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.storage.atomic import refuse_existing, temporary_file, write_json
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
+from mergekit3d.storage.steady import AFTER_A_CHANGE
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def fuse_loaded(
     ratios = _file_of_ratios(loaded)
     plan = plan_fusion(loaded, seed=options.seed, verify=False)
     if ratios != _file_of_ratios(loaded):
-        raise InputError("the file changed while it was read", where=ratios_path(loaded), todo="let what writes it end, then run again")
+        raise InputError("the file changed while it was read", where=ratios_path(loaded), todo=AFTER_A_CHANGE)
     for line in [*plan.remarks, *_remarks(plan)]:
         reporter.info(line)
     first = plan.sources[0].name
