@@ -58,7 +58,7 @@ def compare(
     write_json(table, result.as_json())
     save_figure(figure, picture)
     reporter.info(f"wrote {table} and {picture}")
-    return result
+    return replace(result, table=table, picture=picture)
 
 
 def by_number(rows: Mapping[str, Sequence[SubjectMetrics]]) -> dict[str, list[SubjectMetrics]]:
