@@ -15,7 +15,7 @@ from mergekit3d.checkpoints.safetensors import SAFETENSORS
 from mergekit3d.engine.correspondence import exact_cosines, sampled_cosines, warnings_on
 from mergekit3d.engine.figures import Figures, by_layer
 from mergekit3d.engine.stream import PLACEHOLDER, DigestOf, write_fused
-from mergekit3d.errors import InputError
+from mergekit3d.errors import InputError, OutputError
 from mergekit3d.merging.partitions import SHARED, layer_of
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
@@ -147,7 +147,10 @@ def fuse_loaded(
             streamed = write_fused(plan, out, describe, reporter=reporter)
         else:
             with temporary_file(out.with_suffix(".safetensors")) as between:
-                streamed = write_fused(plan, between, describe, reporter=reporter)
+                try:
+                    streamed = write_fused(plan, between, describe, reporter=reporter)
+                except OutputError as error:  # of a name that the user did not ask for
+                    raise OutputError(error.failed, where=out, wanted=error.wanted, found=error.found, todo=error.todo) from error
                 written = open_checkpoint(between, verify=False)
                 tensors = ((entry, written.read(name)) for name, entry in written.entries.items())
                 file_format.writer()(out, tensors, replace(streamed.metadata, seal=None))
