@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -131,6 +132,8 @@ def _carry_out(function: Callable[..., Any], given: dict[str, Any]) -> int:
     if not output.debug and not sys.warnoptions:
         # Importing MONAI alone emits some 65 warnings; those meant for the user come through the reporter.
         warnings.simplefilter("ignore")
+        # It tells of its cache of fonts at the first figure, and where HOME cannot be written at every one.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         _check_processes(function.__name__)
         if "options" in own:

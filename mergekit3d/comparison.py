@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class CompareResult:
         comparisons: one an other and region, `MEAN` first.
         notes: what a reader has to know: who was left out, too few pairs.
         seed: of the bootstrap.
+        table: compare.json, where it was written.
+        picture: compare.png, where it was written.
     """
 
     first: str
@@ -84,14 +87,18 @@ class CompareResult:
     comparisons: tuple[Comparison, ...]
     notes: tuple[str, ...]
     seed: int = 0
+    table: Path | None = None
+    picture: Path | None = None
 
     def of_mean(self) -> list[Comparison]:
         """The comparisons of the mean over the regions, one an other file."""
         return [comparison for comparison in self.comparisons if comparison.region == MEAN]
 
     def as_json(self) -> dict[str, Any]:
-        """The content of compare.json; undefined numbers are None."""
+        """The content of compare.json, and where it was written; undefined numbers are None."""
+        written = {"out": self.table and self.table.parent, "table": self.table, "picture": self.picture}
         return {
+            **{key: str(path) for key, path in written.items() if path is not None},
             "first": self.first,
             "others": list(self.others),
             "subjects": list(self.subjects),

@@ -26,5 +26,10 @@ class Options:
     force: bool = False
     resume: bool = False
 
+    def __post_init__(self) -> None:
+        """A place as text, as programs give it, is a path."""
+        if self.out is not None:
+            object.__setattr__(self, "out", Path(self.out))
+
 
 DEFAULT_OPTIONS = Options()

@@ -153,11 +153,12 @@ class _Run:
         device, environment = _own_device(self.slots[slot], len(self.slots))
         crash = tempfile.TemporaryFile()  # noqa: SIM115  closed with the work
         process = subprocess.Popen(
-            [sys.executable, "-m", "mergekit3d.step_process"],
+            # -P: else a random.py in the folder that the user stands in would come before Python's own.
+            [sys.executable, "-P", "-m", "mergekit3d.step_process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=crash,
-            env={**os.environ, **environment},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
             # Its own session: a Ctrl-C in the terminal comes once, by way of this process.
             start_new_session=True,
         )

@@ -254,11 +254,11 @@ def test_touched_subject_is_out_of_date(ran: Path) -> None:
 
 
 def test_problems_of_the_whole_recipe_are_told_before_any_work(ran: Path, tmp_path: Path) -> None:
-    """Missing data of two tasks are told together, and nothing is written."""
+    """Missing data of two tasks, and an ending that no checkpoint has, are told together, and nothing is written."""
     loaded = load_recipe(ran / "small.yaml")
     assert loaded.name == "small"
     with pytest.raises(Exception, match=r"no such folder(.|\n)*no such folder") as caught:
-        run(ran / "small.yaml", overrides=["data.hcp=nowhere", "data.brats=nowhere"])
+        run(ran / "small.yaml", overrides=["data.hcp=nowhere", "data.brats=nowhere", "merge.out=fused"])
 
     assert 65 == caught.value.exit_code
-    assert 3 == len(str(caught.value).splitlines())
+    assert 4 == len(str(caught.value).splitlines())

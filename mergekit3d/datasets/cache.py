@@ -13,7 +13,7 @@ from mergekit3d.datasets.subject import Subject
 from mergekit3d.datasets.vocabulary import Vocabulary
 from mergekit3d.errors import InputError, OutputError
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.steady import Stamp
+from mergekit3d.storage.steady import AFTER_A_CHANGE, Stamp
 
 if TYPE_CHECKING:
     from mergekit3d.checkpoints.metadata import TaskSpec
@@ -117,8 +117,7 @@ class SubjectStore:
             with self._lock:
                 self._stamps[number] = now
         else:
-            todo = "let what writes it end, then run again"
-            raise InputError("a file changed while it was used", where=f"subject {number}", todo=todo)
+            raise InputError("a file changed while it was used", where=f"subject {number}", todo=AFTER_A_CHANGE)
 
     def _load(self, number: int) -> Prepared:
         self.check_files(number)

@@ -97,7 +97,7 @@ def sources_of(given: Mapping[str, Path | str]) -> list[Source]:
 
 
 def tasks_on(
-    sources: Sequence[Source], data: Path | str | Mapping[str, Path | str] | None, layout: str, subjects_file: Path | None
+    sources: Sequence[Source], data: Path | str | Mapping[str, Path | str] | None, layout: str, subjects_file: Path | str | None
 ) -> list[OwnTask]:
     """The sources' tasks on the subjects of the flags."""
     folders = dict(data) if isinstance(data, Mapping) else dict.fromkeys((source.name for source in sources), data)

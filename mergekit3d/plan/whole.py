@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from mergekit3d.architectures import check_arguments, network_of, network_shapes
-from mergekit3d.checkpoints import open_checkpoint
+from mergekit3d.checkpoints import format_for, open_checkpoint
 from mergekit3d.errors import InputError, MergeKit3DError, ProblemCollector, RecipeError
 from mergekit3d.merging.methods import METHODS, parameters_of
 from mergekit3d.plan.constraints import check_constraints
@@ -36,6 +36,8 @@ def check_whole(loaded: LoadedRecipe) -> None:
 
     known = attempt(lambda: _check_architecture(loaded))
     attempt(lambda: parameters_of(METHODS.get(recipe.merge.method), recipe.merge.parameters))
+    if recipe.sources:
+        attempt(lambda: format_for(loaded.merge_path).writer())
     if recipe.target is None and recipe.train is None and not recipe.sources:
         problems.add(RecipeError("the recipe asks for nothing", where=loaded.path, wanted="a target, and sources or train"))
     if recipe.target is not None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from mergekit3d.errors import InputError, MachineError, UsageError
@@ -92,7 +95,8 @@ def _in_processes(work: Work, jobs: Sequence[Job], workers: int, interruption: I
     try:
         while running or waiting:
             while waiting and len(running) < workers and interruption.signal_number is None:
-                running.add(pool.submit(attempt, work, waiting.pop()))
+                with _without_main():
+                    running.add(pool.submit(attempt, work, waiting.pop()))
             if not running:
                 break
             ended, running = wait(running, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
@@ -108,6 +112,17 @@ def _in_processes(work: Work, jobs: Sequence[Job], workers: int, interruption: I
             for process in set(multiprocessing.active_children()) - others:
                 process.kill()
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the main module from processes that are started: they need none of it, and would run a user's script once more."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _settle() -> None:

@@ -74,6 +74,6 @@ def _followed(path: Path) -> Path | None:
         return None
 
 
-def real_paths(paths: Iterable[Path]) -> tuple[Path, ...]:
+def real_paths(paths: Iterable[Path | str]) -> tuple[Path, ...]:
     """The places that paths lead to, as far as that can be said."""
-    return tuple(real for path in paths if (real := _followed(path)) is not None)
+    return tuple(real for path in paths if (real := _followed(Path(path))) is not None)

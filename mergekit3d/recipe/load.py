@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import typing
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,11 +51,11 @@ class LoadedRecipe:
 
     def input_path(self, path: Path | str) -> Path:
         """A path of an input, from the recipe's folder."""
-        return self.folder / Path(path).expanduser()
+        return self.folder / _expanded(path)
 
     def output_path(self, path: Path | str) -> Path:
         """A path of an output, from OUT."""
-        return self.out / Path(path).expanduser()
+        return self.out / _expanded(path)
 
     def data_path(self, data: str) -> Path:
         """The folder of a data set: by its name in the recipe's ``data``, or as a path."""
@@ -100,6 +101,11 @@ class LoadedRecipe:
         return replace(self, recipe=recipe, out=self.out if out is None else out)
 
 
+def _expanded(path: Path | str) -> Path:
+    """A path from the home folder where it begins with ~; as it is where there is no such user, which the missing file then tells."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  Path.expanduser raises there
+
+
 def architecture_of(given: str | Mapping[str, Any] | ArchitectureModel) -> ArchitectureModel:
     """An architecture by name, or by name and keyword arguments; its import path is trusted from here on: the user named it.
 
@@ -127,7 +133,7 @@ def load_recipe(
     *,
     overrides: Sequence[str] = (),
     out: Path | None = None,
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     by_hand: Collection[KeyPath] = (),
 ) -> LoadedRecipe:
     """Read and check a recipe.
@@ -148,7 +154,7 @@ def load_recipe(
     recipe = validate_recipe(document, str(path))
     given_out = out is not None
     if out is None:
-        out = path.parent / (recipe.out if recipe.out is not None else Path(recipe.name or path.stem))
+        out = path.parent / (_expanded(recipe.out) if recipe.out is not None else Path(recipe.name or path.stem))
     first = Bounds(str(path), real_paths([path.parent, *allow_outside]), document.lines, frozenset(set_by_hand))
     bounds = replace(first, roots=(*first.roots, *real_paths([out])))
     loaded = LoadedRecipe(recipe=recipe, path=path, out=out, prepared=_prepared(recipe, path.parent, out), bounds=bounds)
@@ -168,7 +174,7 @@ def _prepared(recipe: Recipe, folder: Path, out: Path) -> Path | None:
     """Where prepared subjects are stored; in OUT by default, so that copies of patients' images stand where their owner looks."""
     if recipe.cache is None:
         return out / PREPARED_NAME
-    return folder / recipe.cache.expanduser() if recipe.cache else None
+    return folder / _expanded(recipe.cache) if recipe.cache else None
 
 
 def validate_recipe(document: Document, where: str) -> Recipe:

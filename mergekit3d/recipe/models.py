@@ -445,3 +445,9 @@ class Recipe(Model):
         if reserved:
             raise ValueError(f"{sorted(reserved)[0]!r} cannot be the name of a source")
         return self
+
+    def without_places(self) -> Recipe:
+        """A copy that does not tell where the files of sources stand, for digests: a study that has moved is the same study."""
+        nowhere = {"checkpoint": None, "fisher": None}
+        sources, baselines = (tuple(source.model_copy(update=nowhere) for source in group) for group in (self.sources, self.baselines))
+        return self.model_copy(update={"sources": sources, "baselines": baselines})

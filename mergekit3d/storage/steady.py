@@ -12,6 +12,9 @@ from pathlib import Path
 
 from mergekit3d.errors import InputError
 
+AFTER_A_CHANGE = "let what writes it end, then run again"
+"""What to do about a file that did not stay the same."""
+
 
 @dataclass(frozen=True)
 class Stamp:
@@ -53,14 +56,13 @@ def refuse_changed(before: Stamp, file: Path | str | int, where: object) -> None
     Raises:
         InputError: it was changed, replaced or removed.
     """
-    todo = "let what writes it end, then run again"
     try:
         now = Stamp.of(file)
     except OSError as error:
-        raise InputError("the file changed while it was read", where=where, found="nothing under its name", todo=todo) from error
+        raise InputError("the file changed while it was read", where=where, found="nothing under its name", todo=AFTER_A_CHANGE) from error
     if now.size < before.size:
         raise InputError(
-            "the file was cut while it was read", where=where, wanted=f"{before.size} bytes", found=f"{now.size} bytes", todo=todo
+            "the file was cut while it was read", where=where, wanted=f"{before.size} bytes", found=f"{now.size} bytes", todo=AFTER_A_CHANGE
         )
     if now != before:
-        raise InputError("the file changed while it was read", where=where, todo=todo)
+        raise InputError("the file changed while it was read", where=where, todo=AFTER_A_CHANGE)

@@ -115,10 +115,10 @@ class Stage:
         )
 
     def identity(self) -> str:
-        """Digest of what decides the result, beside the data: recipe and start."""
-        recipe = self.loaded.recipe.decisive(without=frozenset({"study"})) | {"data": None}
-        split = vars(self.cohort.split)
-        return json_digest([recipe, split, self.settings.decisive(), dict(self.start.origin), self.seed, *self.constraints.digests])
+        """Digest of what decides the result, beside the data: recipe and start, which tells the sources by their content."""
+        recipe = self.loaded.recipe.without_places().decisive(without=frozenset({"study"})) | {"data": None}
+        split, start = vars(self.cohort.split), [dict(self.start.origin), self.start.network.as_json()]
+        return json_digest([recipe, split, self.settings.decisive(), *start, self.seed, *self.constraints.digests])
 
 
 def refuse_trained(folder: Path, options: Options) -> None:

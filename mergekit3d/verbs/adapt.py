@@ -86,7 +86,7 @@ def adapt(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> AdaptResult:

@@ -18,7 +18,7 @@ def compare(
     files: Sequence[Path | str],
     *,
     names: Sequence[str] | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
     seed: int = 0,
     force: bool = False,
     reporter: Reporter = SILENT,
@@ -49,7 +49,7 @@ def compare(
     called = names_of(paths) if names is None else list(names)
     if len(called) != len(paths) or len(set(called)) != len(called):
         raise UsageError("the names do not fit the files", wanted=f"{len(paths)} different names", found=", ".join(called))
-    folder = Path() if out is None else out
+    folder = Path() if out is None else Path(out)
     table, picture = folder / "compare.json", folder / "compare.png"
     for output in (table, picture):
         refuse_existing(output, force=force)
@@ -58,7 +58,7 @@ def compare(
     write_json(table, result.as_json())
     save_figure(figure, picture)
     reporter.info(f"wrote {table} and {picture}")
-    return result
+    return replace(result, table=table, picture=picture)
 
 
 def by_number(rows: Mapping[str, Sequence[SubjectMetrics]]) -> dict[str, list[SubjectMetrics]]:

@@ -102,7 +102,7 @@ def evaluate(
     empty: str = "nnunet",
     tolerance_mm: float | Mapping[str, float] = TOLERANCE_MM,
     regions: str | Mapping[str, tuple[int, ...]] | None = None,
-    subjects_file: Path | None = None,
+    subjects_file: Path | str | None = None,
     patch_size: tuple[int, int, int] | None = None,
     overlap: float | None = None,
     mirror: bool = False,

@@ -56,7 +56,7 @@ def fisher(
     regions: Regions = None,
     architecture: str | Mapping[str, Any] | None = None,
     max_subjects: int | None = None,
-    subjects_file: Path | None = None,
+    subjects_file: Path | str | None = None,
     patch_size: Sequence[int] | None = None,
     batch_size: int = 1,
     dtype: str = "float32",
@@ -120,7 +120,7 @@ def fisher_sources(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> FisherResults:

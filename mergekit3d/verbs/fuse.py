@@ -15,7 +15,7 @@ from mergekit3d.checkpoints.safetensors import SAFETENSORS
 from mergekit3d.engine.correspondence import exact_cosines, sampled_cosines, warnings_on
 from mergekit3d.engine.figures import Figures, by_layer
 from mergekit3d.engine.stream import PLACEHOLDER, DigestOf, write_fused
-from mergekit3d.errors import InputError
+from mergekit3d.errors import InputError, OutputError
 from mergekit3d.merging.partitions import SHARED, layer_of
 from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.plan.fusion import FusionPlan, plan_fusion
@@ -26,6 +26,7 @@ from mergekit3d.recipe import LoadedRecipe, load_recipe
 from mergekit3d.storage.atomic import refuse_existing, temporary_file, write_json
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
+from mergekit3d.storage.steady import AFTER_A_CHANGE
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def fuse(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     plot: bool = False,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
@@ -115,7 +116,7 @@ def fuse_loaded(
     ratios = _file_of_ratios(loaded)
     plan = plan_fusion(loaded, seed=options.seed, verify=False)
     if ratios != _file_of_ratios(loaded):
-        raise InputError("the file changed while it was read", where=ratios_path(loaded), todo="let what writes it end, then run again")
+        raise InputError("the file changed while it was read", where=ratios_path(loaded), todo=AFTER_A_CHANGE)
     for line in [*plan.remarks, *_remarks(plan)]:
         reporter.info(line)
     first = plan.sources[0].name
@@ -146,7 +147,10 @@ def fuse_loaded(
             streamed = write_fused(plan, out, describe, reporter=reporter)
         else:
             with temporary_file(out.with_suffix(".safetensors")) as between:
-                streamed = write_fused(plan, between, describe, reporter=reporter)
+                try:
+                    streamed = write_fused(plan, between, describe, reporter=reporter)
+                except OutputError as error:  # of a name that the user did not ask for
+                    raise OutputError(error.failed, where=out, wanted=error.wanted, found=error.found, todo=error.todo) from error
                 written = open_checkpoint(between, verify=False)
                 tensors = ((entry, written.read(name)) for name, entry in written.entries.items())
                 file_format.writer()(out, tensors, replace(streamed.metadata, seal=None))
@@ -221,7 +225,7 @@ def _provenance(loaded: LoadedRecipe, plan: FusionPlan, ratios: str | None, dige
         ],
         "ratios": json_digest(plan.ratios.as_json()) if ratios is None else ratios,
         "adapted": None if plan.adapted is None else digest_of(plan.adapted),
-        "recipe": json_digest(loaded.recipe.model_dump(mode="json", exclude={"out", "data", "cache", "workers"})),
+        "recipe": json_digest(loaded.recipe.without_places().model_dump(mode="json", exclude={"out", "data", "cache", "workers"})),
         "seed": plan.seed,
     }
     return provenance if plan.base is None else {**provenance, "base": digest_of(plan.base.checkpoint)}

@@ -63,7 +63,7 @@ def inspect(
     *,
     recipe: Path | str | None = None,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     layout: str = "auto",
     values: bool = False,
     names: bool = False,
@@ -84,6 +84,9 @@ def inspect(
         MergeKit3DError: a file or the recipe cannot be read; all problems at once.
     """
     paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    is_data = len(paths) == 1 and recipe is None and _is_data(Path(paths[0]))
+    if names and not is_data:
+        raise UsageError("--names is for data", wanted="one folder or list of subjects", todo="leave --names out, or name the data")
     if recipe is not None:
         if paths:
             raise UsageError("inspect takes checkpoints or a recipe, not both", todo="leave one of them out")
@@ -92,7 +95,7 @@ def inspect(
         return inspect_plan(Path(recipe), overrides, values=values, allow_outside=allow_outside)
     if not paths:
         raise UsageError("nothing to inspect", wanted="checkpoints or a recipe")
-    if len(paths) == 1 and _is_data(Path(paths[0])):
+    if is_data:
         from mergekit3d.verbs.inspect_data import inspect_data
 
         return inspect_data(Path(paths[0]), layout, values=values, names=names)

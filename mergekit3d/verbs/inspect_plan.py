@@ -23,7 +23,7 @@ UNLEARNED = "adapt has not learned the ratios yet: those below are uniform, and 
 FROM_VALIDATION = "which sources are averaged is chosen by the Dice of validation subjects when it runs; the ratios below are those of all"
 
 
-def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool, allow_outside: Sequence[Path] = ()) -> InspectResult:
+def inspect_plan(recipe: Path, overrides: Sequence[str], *, values: bool, allow_outside: Sequence[Path | str] = ()) -> InspectResult:
     """Plan the fusion of a recipe.
 
     Args:

@@ -48,9 +48,9 @@ class PlotResult:
 def plot(
     file: Path | str | Sequence[Path | str],
     *,
-    out: Path | None = None,
-    image: Path | None = None,
-    truth: Path | None = None,
+    out: Path | str | None = None,
+    image: Path | str | None = None,
+    truth: Path | str | None = None,
     regions: str | Mapping[str, tuple[int, ...]] | None = None,
     names: Sequence[str] | None = None,
     path: bool = False,
@@ -84,7 +84,7 @@ def plot(
     files = [Path(file)] if isinstance(file, (str, Path)) else [Path(one) for one in file]
     if not files:
         raise UsageError("nothing to plot", wanted=PLOTTED)
-    picture = files[0].with_name(f"{_stem(files[0])}.png") if out is None else out
+    picture = files[0].with_name(f"{_stem(files[0])}.png") if out is None else Path(out)
     check_ending(picture)
     refuse_existing(picture, force=force)
     if names is not None:
@@ -97,7 +97,8 @@ def plot(
     if path:
         kind, figure = "path", _path(files)
     else:
-        kind, figure = _figure(dict(zip(called, files, strict=True)), image, truth, regions)
+        over, true = (None if one is None else Path(one) for one in (image, truth))
+        kind, figure = _figure(dict(zip(called, files, strict=True)), over, true, regions)
     save_figure(figure, picture)
     reporter.info(f"wrote {picture}")
     return PlotResult(kind, picture)

@@ -21,7 +21,7 @@ from mergekit3d.options import DEFAULT_OPTIONS, Options
 from mergekit3d.prediction import ensemble_of, inference, mean_probabilities, open_subjects
 from mergekit3d.prediction_record import PredictionRecord
 from mergekit3d.progress import SILENT, Reporter
-from mergekit3d.storage.atomic import refuse_existing, sweep_leftovers
+from mergekit3d.storage.atomic import real_path, refuse_existing, sweep_leftovers
 from mergekit3d.storage.lock import output_lock
 from mergekit3d.storage.seal import file_digest, json_digest
 from mergekit3d.training.interruption import catch_signals
@@ -78,7 +78,7 @@ def predict(
     batch_size: int | None = None,
     probabilities: bool = False,
     submission: str | None = None,
-    subjects_file: Path | None = None,
+    subjects_file: Path | str | None = None,
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> PredictResult:
@@ -132,6 +132,7 @@ def predict(
             "precision": members[0].runtime.precision,
         }
         paths = [out / f"{subject.name}.nii.gz" for subject in subjects]
+        _refuse_inputs(paths, dataset.subjects, out)
         record = PredictionRecord(out / RECORD, settings, group.rank if group.size > 1 else None)
         group.share(lambda: _refuse([*paths, record.path], record, options))
         store = open_subjects(dataset, subjects, task, own_reporter)
@@ -170,7 +171,7 @@ def _begin(record: PredictionRecord, out: Path, options: Options) -> dict[str, l
     return record.begin(resume=options.resume, force=options.force)
 
 
-def _only(dataset: Dataset, subjects_file: Path | None) -> Dataset:
+def _only(dataset: Dataset, subjects_file: Path | str | None) -> Dataset:
     """The data set with the subjects of a file alone; all, where there is none."""
     names = None if subjects_file is None else read_names(Path(subjects_file))
     return replace(dataset, subjects=tuple(named(dataset.subjects, names)))
@@ -187,6 +188,13 @@ class _Work:
 
 def _raise(problems: Sequence[MergeKit3DError]) -> None:
     raise problems[0] if len(problems) == 1 else Problems(problems)
+
+
+def _refuse_inputs(paths: Sequence[Path], subjects: Sequence[Subject], out: Path) -> None:
+    """Refuse to replace images or label maps, whatever the options: nothing brings those back."""
+    given = {real_path(file) for subject in subjects for file in (*subject.images.values(), subject.label) if file is not None}
+    if given & set(map(real_path, paths)):
+        raise UsageError("segmentations would replace files of the data", where=out, todo="pass another --out")
 
 
 def _refuse(paths: Sequence[Path], record: PredictionRecord, options: Options) -> None:

@@ -74,8 +74,8 @@ def preprocess(
     spacing_mm: tuple[float, float, float] | None = None,
     intensity: str = "zscore",
     reference: str | None = None,
-    landmarks: Path | None = None,
-    subjects_file: Path | None = None,
+    landmarks: Path | str | None = None,
+    subjects_file: Path | str | None = None,
     workers: int | None = None,
     force: bool = False,
     resume: bool = False,
@@ -124,7 +124,7 @@ def preprocess(
     refuse_output(part_of(data)[0], out, force=force, resume=resume)
     dataset = find_dataset(data, layout)
     targets = places(dataset, _chosen(dataset, subjects_file))
-    scale = None if landmarks is None else read_landmarks(landmarks, intensity)
+    scale = None if landmarks is None else read_landmarks(Path(landmarks), intensity)
     jobs = [_job(place, dataset, settings, out / WORK, anew=force) for place in targets]
     model = None if reference is None else _reference(jobs, targets, reference)
     with output_lock(out):
@@ -168,7 +168,7 @@ def _write_descriptions(dataset: Dataset, subjects: Sequence[Subject], out: Path
             write_bytes(out / source.name, source.read_bytes())
 
 
-def _check_scale(settings: Settings, reference: str | None, landmarks: Path | None) -> None:
+def _check_scale(settings: Settings, reference: str | None, landmarks: Path | str | None) -> None:
     """Refuse flags of scales that do not go with the intensities.
 
     Raises:
@@ -182,7 +182,7 @@ def _check_scale(settings: Settings, reference: str | None, landmarks: Path | No
         raise UsageError("--intensity histogram needs a reference", todo="pass --reference with the name or number of a subject")
 
 
-def _chosen(dataset: Dataset, subjects_file: Path | None) -> list[Subject]:
+def _chosen(dataset: Dataset, subjects_file: Path | str | None) -> list[Subject]:
     """The subjects in the file, else all.
 
     Raises:
@@ -191,7 +191,7 @@ def _chosen(dataset: Dataset, subjects_file: Path | None) -> list[Subject]:
     if subjects_file is None:
         return list(dataset.subjects)
     known = {subject.name: subject for subject in dataset.subjects}
-    names = dict.fromkeys(read_names(subjects_file))
+    names = dict.fromkeys(read_names(Path(subjects_file)))
     unknown = [line for line, name in enumerate(names, 1) if name not in known]
     if unknown:
         found = f"{len(unknown)} others, the first of them name {unknown[0]}"

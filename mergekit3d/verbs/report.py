@@ -37,7 +37,7 @@ class ReportResult:
         return [f"{self.out}: {self.title}; {', '.join(self.sections)} ({size})"]
 
 
-def report(run: Path | str, *, out: Path | None = None, force: bool = False, reporter: Reporter = SILENT) -> ReportResult:
+def report(run: Path | str, *, out: Path | str | None = None, force: bool = False, reporter: Reporter = SILENT) -> ReportResult:
     """Write one self-contained page on what a run left; nothing is computed anew.
 
     Args:
@@ -58,7 +58,7 @@ def report(run: Path | str, *, out: Path | None = None, force: bool = False, rep
     from mergekit3d.reporting.report import REPORT_NAME, write_report
 
     folder = Path(run)
-    page = folder / REPORT_NAME if out is None else out
+    page = folder / REPORT_NAME if out is None else Path(out)
     refuse_existing(page, force=force)
     results = collect(folder)
     with output_lock(page.parent):

@@ -49,7 +49,7 @@ def run(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     devices: Sequence[str] = (),
     jobs: int = 1,
     options: Options = DEFAULT_OPTIONS,

@@ -29,7 +29,7 @@ def train(
     recipe: Path | str,
     *,
     overrides: Sequence[str] = (),
-    allow_outside: Sequence[Path] = (),
+    allow_outside: Sequence[Path | str] = (),
     options: Options = DEFAULT_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> TrainResult:

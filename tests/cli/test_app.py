@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -161,6 +162,15 @@ def test_json_is_one_object_whatever_the_library_prints(mergekit, fake):
     assert {"dice": None, "fused": [1, 2]} == json.loads(outcome.stdout)
     assert 1 == outcome.stdout.count("\n")
     assert "some library says hello\n" == outcome.stderr
+
+
+def test_matplotlib_does_not_tell_of_its_caches(mergekit, fake):
+    """As it does at every figure where HOME cannot be written."""
+    fake("fuse")
+    logging.getLogger("matplotlib").setLevel(logging.NOTSET)
+    mergekit(*FUSE)
+
+    assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.WARNING)
 
 
 def test_quiet_leaves_warnings_only(mergekit, fake):

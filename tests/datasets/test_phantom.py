@@ -95,7 +95,7 @@ def test_left_is_left_in_space(hcp):
 
 def test_a_subject_does_not_depend_on_how_many_are_asked_for(tmp_path, brats):
     """The second of two is, byte for byte, the one that is asked for alone."""
-    alone = phantom(tmp_path / "alone", layout="brats", subjects=1, spacing_mm=3.0, seed=1, first=1)
+    alone = phantom(f"{tmp_path}/alone", layout="brats", subjects=1, spacing_mm=3.0, seed=1, first=1)
 
     assert brats[1].subjects[1] == alone.subjects[0]
     everything = files(brats[0])

@@ -44,6 +44,7 @@ OUTSIDE = {
     "out: inside/../../elsewhere": ("out", "inside/../../elsewhere", 3),
     "out: link": ("out", "link, through a link", 3),
     "out: link/deeper": ("out", "link/deeper, through a link", 3),
+    "out: ~/elsewhere": ("out", "~/elsewhere", 3),
     "out: link/..": ("out", "link/.., through a link", 3),
     "out: loop": ("out", "loop, through a link", 3),
     "name: link": ("out", "link, through a link", None),

@@ -75,6 +75,18 @@ def test_paths_of_inputs_start_at_the_recipe(tmp_path):
     assert tmp_path / "brats" == loaded.data_path("brats/")
 
 
+def test_home_folder_is_that_of_a_user_who_is_there(tmp_path, monkeypatch):
+    """A path begins with ~ in every key of a path; an unknown user's is taken as it is, and is missing then."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = "version: 1\nout: ~/out\ncache: ~nobody-of-that-name/cache\ntarget: {data: ~nobody-of-that-name/brats}\n"
+    loaded = load_recipe(write_recipe(tmp_path, text))
+
+    assert tmp_path / "home" / "out" == loaded.out
+    assert tmp_path / "~nobody-of-that-name/cache" == loaded.prepared
+    assert tmp_path / "~nobody-of-that-name/brats" == loaded.data_path("~nobody-of-that-name/brats")
+    assert loaded.out / "~nobody-of-that-name" == loaded.output_path("~nobody-of-that-name")
+
+
 def test_out_by_flag_beats_the_recipe_beats_the_name(tmp_path):
     """In this order."""
     path = write_recipe(tmp_path, RECIPE + "out: results\n")

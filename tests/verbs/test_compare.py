@@ -21,11 +21,13 @@ def two_files(tmp_path):
 
 
 def test_compare_writes_table_and_picture(tmp_path, two_files):
-    """compare.json holds what is returned; compare.png is a PNG; neither holds a path."""
-    result = compare(two_files, out=tmp_path / "out")
+    """compare.json holds what is returned, which tells where they are besides; compare.png is a PNG; neither holds a path."""
+    result = compare(two_files, out=str(tmp_path / "out"))
     assert (result.first, result.others) == ("timm", ("imm",))
     text = (tmp_path / "out" / "compare.json").read_text()
-    assert json.loads(text) == result.as_json()
+    out = tmp_path / "out"
+    places = {"out": str(out), "table": str(out / "compare.json"), "picture": str(out / "compare.png")}
+    assert {**places, **json.loads(text)} == result.as_json()
     assert str(tmp_path) not in text
     picture = (tmp_path / "out" / "compare.png").read_bytes()
     assert picture.startswith(b"\x89PNG")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from mergekit3d import fuse
 from mergekit3d.architectures import build_network
 from mergekit3d.architectures.isensee2017 import INPUT_WEIGHT
 from mergekit3d.checkpoints import load_tensors, open_checkpoint
-from mergekit3d.errors import InputError, MergeKit3DError, UsageError
+from mergekit3d.errors import InputError, MergeKit3DError, OutputError, UsageError
 from mergekit3d.options import Options
 from mergekit3d.progress import Silent
 from mergekit3d.storage.seal import file_digest
@@ -153,6 +155,7 @@ def test_force_replaces(folder):
     assert np.array_equal(open_checkpoint(folder / "m1.safetensors").read(name), load_file(second.out)[name])
 
 
+@pytest.mark.parametrize("kind", [str, Path])
 @pytest.mark.parametrize(
     ("expected", "out"),
     [
@@ -162,12 +165,25 @@ def test_force_replaces(folder):
         ("best.PT", "best.PT"),
     ],
 )
-def test_out_is_a_folder_or_a_checkpoint(folder, expected, out):
-    """A file where it ends like a checkpoint; a dot alone does not make one."""
-    result = fuse(folder / "recipe.yaml", options=Options(out=folder / out))
+def test_out_is_a_folder_or_a_checkpoint(folder, expected, out, kind):
+    """A file where it ends like a checkpoint; a dot alone does not make one. It is a path or a text."""
+    result = fuse(folder / "recipe.yaml", options=Options(out=kind(folder / out)))
 
     assert folder / expected == result.out
     assert result.out.is_file()
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "best.pt"])
+def test_full_disk_is_told_of_the_file_that_was_asked_for(folder, monkeypatch, name):
+    """Also where the weights stand in a temporary file first."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+
+    with pytest.raises(OutputError, match=f"^cannot write: {folder}/{name}: found no space left on the device; free some space"):
+        fuse(folder / "recipe.yaml", options=Options(out=folder / name))
 
 
 def test_pt_holds_the_same_weights(folder):

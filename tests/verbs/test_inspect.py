@@ -501,6 +501,13 @@ def test_checkpoints_and_a_recipe(tmp_path):
         inspect([tmp_path / "m1.pt"], recipe=tmp_path / "r.yaml")
 
 
+@pytest.mark.parametrize("given", [{"paths": ["m1.pt"]}, {"paths": ["m1.pt", "m2.pt"]}, {"recipe": "r.yaml"}])
+def test_names_are_those_of_subjects(given):
+    """A checkpoint or recipe has none, and the flag is not passed over in silence."""
+    with pytest.raises(UsageError, match="--names is for data: ?wanted one folder or list of subjects"):
+        inspect(**given, names=True)
+
+
 def test_all_unreadable_files_at_once(tmp_path):
     """One line each."""
     with pytest.raises(Problems) as caught:

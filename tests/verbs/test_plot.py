@@ -35,10 +35,10 @@ def test_ratios_json_gives_figure_5(tmp_path, drawn):
 
 
 def test_compare_json_gives_figure_4(tmp_path, drawn):
-    """What compare wrote can be drawn again, as SVG."""
+    """What compare wrote can be drawn again, as SVG; where to is a path or a text."""
     rows = [SubjectMetrics(f"s{index}", "ET", 0.5 + index / 10, 1.0) for index in range(3)]
     (tmp_path / "compare.json").write_text(json.dumps(compare_rows({"a": rows, "b": rows}).as_json()))
-    assert plot(tmp_path / "compare.json", out=tmp_path / "figure4.svg").kind == "differences"
+    assert plot(tmp_path / "compare.json", out=f"{tmp_path}/figure4.svg").kind == "differences"
     assert list(drawn) == [tmp_path / "figure4.svg"]
 
 
@@ -72,7 +72,7 @@ def test_segmentations_are_drawn_over_their_image(tmp_path, drawn):
     image[1:7, 1:7, 1:7], labels[2:5, 2:5, 2:5], labels[3, 3, 3] = 1.0, 2, 4
     for name, data in (("image", image), ("timm", labels), ("truth", labels)):
         write_volume(tmp_path / f"{name}.nii.gz", data)
-    given = {"image": tmp_path / "image.nii.gz", "truth": tmp_path / "truth.nii.gz"}
+    given = {"image": f"{tmp_path}/image.nii.gz", "truth": tmp_path / "truth.nii.gz"}
     assert plot(tmp_path / "timm.nii.gz", **given).out == tmp_path / "timm.png"
     figure = drawn[tmp_path / "timm.png"]
     assert ["image", "truth", "prediction\nDice 1.00"] == [axes.get_title() for axes in figure.axes[:3]]

@@ -154,6 +154,25 @@ def test_segmentations_without_a_record_are_not_replaced(data, tmp_path):
     assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def test_data_are_never_replaced(data, tmp_path):
+    """Not by --force either: a label map of nnU-Net's layout has the name of a segmentation."""
+    root = tmp_path / "Dataset001_Heads"
+    for file, name in (
+        ("T1w_acpc_dc_restore", "imagesTr/a_0000"),
+        ("T2w_acpc_dc_restore", "imagesTr/a_0001"),
+        ("aparc+aseg", "labelsTr/a"),
+    ):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(next(data.rglob(f"{file}.nii.gz")), root / f"{name}.nii.gz")
+    description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "head": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(description))
+    before = (root / "labelsTr/a.nii.gz").read_bytes()
+
+    with pytest.raises(UsageError, match="segmentations would replace files of the data: .*labelsTr; pass another --out"):
+        run(source(tmp_path / "a.safetensors", 0), root, root / "labelsTr", force=True)
+    assert before == (root / "labelsTr/a.nii.gz").read_bytes()
+
+
 def test_segmentation_of_other_images_is_made_anew(data, tmp_path):
     """Subjects whose images changed places keep no segmentation of one another."""
     from mergekit3d.datasets import find_dataset

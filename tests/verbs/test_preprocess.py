@@ -202,9 +202,11 @@ def test_histogram_of_the_reference_is_everyones(source, tmp_path):
 
 
 def test_processes_change_nothing(source, tmp_path):
-    """One process or two, N4 and a learned scale: the same bytes, the record among them."""
-    for workers in (1, 2):
-        preprocess(source / "brats", tmp_path / str(workers), n4_shrink=2, intensity="nyul", workers=workers)
+    """One process or two, which do not run the user's script once more: the same bytes, with N4 and a learned scale, and the record."""
+    preprocess(source / "brats", tmp_path / "1", n4_shrink=2, intensity="nyul", workers=1)
+    script, out = tmp_path / "script.py", str(tmp_path / "2")
+    script.write_text(f"import mergekit3d\nmergekit3d.preprocess('brats', {out!r}, n4_shrink=2, intensity='nyul', workers=2)\n")
+    subprocess.run([sys.executable, script], cwd=source, check=True)
 
     assert files(tmp_path / "1") == files(tmp_path / "2")
 

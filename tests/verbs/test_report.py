@@ -42,7 +42,7 @@ def test_existing_page_is_kept_unless_forced(folder, tmp_path):
     with pytest.raises(UsageError, match="the output exists already"):
         mergekit3d.report(folder)
     assert before == mergekit3d.report(folder, force=True).out.read_bytes()
-    assert before == mergekit3d.report(folder, out=tmp_path / "other" / "page.html").out.read_bytes()
+    assert before == mergekit3d.report(folder, out=f"{tmp_path}/other/page.html").out.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["", "missing", "file"])

@@ -113,11 +113,11 @@ class _Order:
 
 
 def phantom(
-    out: Path,
+    out: Path | str,
     *,
     layout: str = "hcp",
     subjects: int = 4,
-    labels: Path | None = None,
+    labels: Path | str | None = None,
     spacing_mm: float | None = None,
     seed: int = 0,
     force: bool = False,
@@ -151,7 +151,7 @@ def phantom(
     LAYOUTS.get(layout)
     spacing = (PROCEDURAL_SPACING_MM if labels is None else LABEL_MAP_SPACING_MM) if spacing_mm is None else float(spacing_mm)
     _check(subjects=subjects, spacing_mm=spacing, seed=seed, first=first)
-    maps = None if labels is None else LabelMaps(labels)
+    out, maps = Path(out), None if labels is None else LabelMaps(Path(labels))
     orders = [_order(layout, seed, spacing, index, maps) for index in range(first, first + subjects)]
     _refuse_or_warn(out, {order.folder for order in orders}, force=force, reporter=reporter)
     if maps is not None:
