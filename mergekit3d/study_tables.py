@@ -15,7 +15,7 @@ from mergekit3d.paired import student_interval
 from mergekit3d.plan.target import open_cohort
 from mergekit3d.recipe.models import TargetModel
 from mergekit3d.reporting.evidence import arm_dice
-from mergekit3d.reporting.results import Adaptation, Arm, StudyResults, display_name
+from mergekit3d.reporting.results import LEARNED, Adaptation, Arm, StudyResults, display_name
 from mergekit3d.storage.atomic import write_text
 from mergekit3d.study import Study, all_sources
 
@@ -164,7 +164,9 @@ def _forgetting(study: Study) -> Iterator[Row]:
             for task, value in zip(content["tasks"], values, strict=True):
                 found.setdefault((group[0].size, task, network), []).append(math.nan if value is None else value)
     for (size, task, network), values in found.items():
-        yield {"size": size, "task": f"task of {task}, S of {task}", "network": display_name(network), **_over_seeds(values)}
+        # Sources and uniform merges are the same network with every seed: measured once, they have no interval over seeds.
+        measured = _over_seeds(values if network == LEARNED else values[:1])
+        yield {"size": size, "task": f"task of {task}, S of {task}", "network": display_name(network), **measured}
 
 
 def _over_seeds(values: Iterable[float]) -> dict[str, Value]:

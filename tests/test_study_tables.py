@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from mergekit3d.metrics import SubjectMetrics
 from mergekit3d.reporting.results import Adaptation, Arm, StudyResults
-from mergekit3d.study_tables import PaperTable, _dice, _lengths
+from mergekit3d.study_tables import PaperTable, _dice, _forgetting, _lengths
 
 
 def arm(name, seed, dice, **more):
@@ -52,6 +54,21 @@ def test_table_3_has_a_row_a_stage(results):
     assert math.isnan(adaptation["seeds_low_95"])
     assert ("fine-tuning", "T-IMM", 9.0) == (finetuning["stage"], finetuning["initialisation"], finetuning["epochs"])
     assert 0.75 == pytest.approx(finetuning["validation_dice"])
+
+
+def test_table_4_has_an_interval_over_seeds_where_they_differ(tmp_path):
+    """Of T-IMM; sources and uniform merges are the same network with every seed, and count as one."""
+    for seed in (0, 1):
+        (tmp_path / f"{seed}").mkdir()
+        content = {"networks": ["m1", "imm", "timm"], "tasks": ["m1"], "dice": [[0.9], [0.4], [0.5 + 0.1 * seed]]}
+        (tmp_path / f"{seed}" / "forgetting.json").write_text(json.dumps(content))
+    groups = [[SimpleNamespace(size="4 %", seed=seed)] for seed in (0, 1)]
+    study = SimpleNamespace(groups=lambda: groups, folder_of=lambda group: tmp_path / f"{group[0].seed}")
+    rows = {row["network"]: row for row in _forgetting(study)}
+
+    assert {"m1": 1, "IMM": 1, "T-IMM": 2} == {name: row["seeds"] for name, row in rows.items()}
+    assert math.isnan(rows["IMM"]["seeds_low_95"])
+    assert [0.55, 0.55 - 0.05 * 12.7062] == pytest.approx([rows["T-IMM"]["dice"], rows["T-IMM"]["seeds_low_95"]], abs=1e-5)
 
 
 def test_csv_leaves_the_undefined_empty():

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mergekit3d.comparison import Comparison, p_words
-from mergekit3d.paired import FEWEST_PAIRS
-from mergekit3d.reporting.evidence import pair, paper_order, ranking, seeds_ahead
+from mergekit3d.paired import FEWEST_PAIRS, student_interval
+from mergekit3d.reporting.evidence import pair, paper_order, ranking, seed_differences
 from mergekit3d.reporting.results import StudyResults, display_name, listed
 
 TIED = 0.0005
@@ -62,7 +62,7 @@ def _of_split(results: StudyResults, split: str, order: Sequence[tuple[str, floa
     for first, other in pairs:
         found = pair(results, split, first, other)
         if found is not None:
-            sentences.append(difference_sentence(found.first, found.of_mean()[0], *seeds_ahead(results, split, first, other)))
+            sentences.append(difference_sentence(found.first, found.of_mean()[0], seed_differences(results, split, first, other)))
     paper = paper_order(results, split)
     if paper is not None:
         measured, holds = paper
@@ -72,32 +72,35 @@ def _of_split(results: StudyResults, split: str, order: Sequence[tuple[str, floa
     return sentences
 
 
-def difference_sentence(first: str, comparison: Comparison, seeds_won: int = 0, seeds: int = 1) -> str:
+def difference_sentence(first: str, comparison: Comparison, by_seed: Sequence[float] = ()) -> str:
     """How one method compares with another, with what that is worth.
 
     Args:
         first: name of the method.
         comparison: with the other, of the mean over the regions.
-        seeds_won: in how many seeds the first has the higher mean.
-        seeds: of how many.
+        by_seed: difference of the means with each seed.
     """
     low, high = comparison.interval_95
     pairs = len(comparison.differences)
     words = (
         f"{first} against {comparison.other}: {comparison.mean_difference:+.3f} Dice on average "
         f"(95 % interval over subjects {low:+.3f} to {high:+.3f}; Wilcoxon {_unbroken(p_words(comparison.p))}), "
-        f"better on {comparison.wins} of {pairs} test subjects" + (f" and in {seeds_won} of {seeds} seeds." if seeds > 1 else ".")
+        f"better on {comparison.wins} of {pairs} test subjects"
     )
-    return f"{words} {_certainty(comparison)}".strip()
+    low_seeds, high_seeds = student_interval(by_seed)
+    if len(by_seed) > 1:
+        won = sum(difference > 0 for difference in by_seed)
+        words += f" and in {won} of {len(by_seed)} seeds (95 % interval over seeds {low_seeds:+.3f} to {high_seeds:+.3f})"
+    return f"{words}. {_certainty(comparison, low_seeds <= 0 <= high_seeds)}".strip()
 
 
-def _certainty(comparison: Comparison) -> str:
+def _certainty(comparison: Comparison, seeds_include_0: bool) -> str:
     low, high = comparison.interval_95
     if len(comparison.differences) < FEWEST_PAIRS:
         return f"With fewer than {FEWEST_PAIRS} subjects no test can tell them apart."
     if low <= 0 <= high:
         return "The interval includes 0: these subjects do not tell the two apart."
-    return ""
+    return "The interval over seeds includes 0: other seeds may turn the order." if seeds_include_0 else ""
 
 
 def _unbroken(words: str) -> str:
@@ -106,7 +109,10 @@ def _unbroken(words: str) -> str:
 
 def _about_seeds(results: StudyResults) -> str:
     if len(results.seeds) > 1:
-        return f"Means over {len(results.seeds)} seeds; the intervals are over subjects and know nothing of the seeds' spread."
+        return (
+            f"Means over {len(results.seeds)} seeds. An interval over subjects knows nothing of the seeds' spread, and one over seeds "
+            "nothing of the subjects'."
+        )
     return (
         "One seed: the intervals are over subjects alone. Another seed may turn the order, and one proves nothing about the size of "
         "a difference."

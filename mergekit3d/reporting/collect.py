@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit3d.comparison import CompareResult, comparison_of
 from mergekit3d.errors import InputError
-from mergekit3d.metrics import CONVENTIONS, defined_mean
+from mergekit3d.metrics import CONVENTIONS
 from mergekit3d.plots.logs import TrainingLog, read_log
 from mergekit3d.reporting import discover, results
 from mergekit3d.reporting.evidence import without_names
 from mergekit3d.reporting.origins import checkpoint_in, provenance_of, stage_subjects
 from mergekit3d.reporting.record import ArmRecord, StudyRecord, read_record
+from mergekit3d.reporting.remembered import forgetting_of
 from mergekit3d.reporting.words import question_of, title_of
 from mergekit3d.summaries import read_metrics_csv
 from mergekit3d.textfiles import read_json_object
@@ -62,7 +63,7 @@ def _collected(found: Found, record: StudyRecord) -> results.StudyResults:
         baselines=list(record.baselines),
         adaptations=_adaptations(found, record),
         trainings=_trainings(found, record, used),
-        forgetting=_forgetting(found, record),
+        forgetting=forgetting_of(found, record),
         pictures=_pictures(found, record),
         fusions=_fusions(found, record),
         evaluations=evaluations,
@@ -135,28 +136,13 @@ def _method(found: Found, folder: Path) -> str:
     return {"finetune": "fine-tuning", "train": "training", "adapt": "adaptation"}.get(method or "", "training")
 
 
-def _forgetting(found: Found, record: StudyRecord) -> results.Forgetting | None:
-    from mergekit3d.forgetting_matrix import dice_of_json
-
-    for path in found.named(discover.FORGETTING)[:1]:
-        where = found.folder / path
-        content = read_json_object(where, "the forgetting matrix")
-        networks, tasks, dice = dice_of_json(content, where)
-        columns = [list(column) for column in zip(*dice, strict=True)]
-        rows = [f"{record.tasks[task]} (S of {task})" if record.tasks.get(task) else f"task of {task}" for task in tasks]
-        if len(rows) > 1:
-            rows.append("mean of the tasks")
-            columns.append([defined_mean(row) for row in dice])
-        return results.Forgetting(rows, [results.display_name(name) for name in networks], columns)
-    return None
-
-
 def _pictures(found: Found, record: StudyRecord) -> list[results.Picture]:
     """The slices of every size, of its first seed: more of the like would make the page large."""
     splits = {Path(arm.folder).parent: arm.split for arm in record.arms}
     several = len(set(splits.values())) > 1
     by_split: dict[str, results.Picture] = {}
-    for path in found.named(discover.SLICES):
+    order = list(splits)
+    for path in sorted(found.named(discover.SLICES), key=lambda path: order.index(path.parent) if path.parent in splits else -1):
         split = splits.get(path.parent, "")
         of_split = f", {split}" if several and split else ""
         caption = f"One test subject, the median by mean Dice: the truth beside the predictions after fine-tuning{of_split}"

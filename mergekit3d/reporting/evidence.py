@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import statistics
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from mergekit3d.comparison import CompareResult, compare_rows
 from mergekit3d.errors import InputError
 from mergekit3d.metrics import RegionMeans, SubjectMetrics, defined_mean, mean_over_regions, means_by_region
-from mergekit3d.paired import bootstrap_interval
+from mergekit3d.paired import bootstrap_interval, student_interval
 from mergekit3d.reporting.results import BASELINE, FUSED, MEAN_IMM, StudyResults, display_name
 
 BOOTSTRAP_SEED = 0
@@ -28,14 +27,14 @@ class ArmDice:
     Args:
         mean: of the regions, over subjects and seeds; NaN where nothing was measured.
         interval_95: bootstrap interval over the subjects.
-        spread: standard deviation of the mean over the seeds; None with one seed.
+        seeds_95: interval over the seeds by Student's t; NaN with one seed.
         by_subject: mean of the regions of every subject, averaged over the seeds.
         by_region: means of every region.
     """
 
     mean: float
     interval_95: tuple[float, float]
-    spread: float | None
+    seeds_95: tuple[float, float]
     by_subject: dict[str, float]
     by_region: dict[str, RegionMeans]
 
@@ -64,7 +63,7 @@ def arm_dice(results: StudyResults, split: str, name: str) -> ArmDice:
     return ArmDice(
         mean=defined_mean(seed_means),
         interval_95=bootstrap_interval(values, np.random.default_rng(BOOTSTRAP_SEED)),
-        spread=statistics.stdev(seed_means) if len(seed_means) > 1 else None,
+        seeds_95=student_interval(seed_means),
         by_subject=by_subject,
         by_region=means_by_region(rows),
     )
@@ -115,15 +114,10 @@ def pair(results: StudyResults, split: str, first: str, other: str) -> CompareRe
         return None
 
 
-def seeds_ahead(results: StudyResults, split: str, first: str, other: str) -> tuple[int, int]:
-    """In how many of the seeds that both were run with the first has the higher mean test Dice.
-
-    Returns:
-        That number, and the number of seeds.
-    """
+def seed_differences(results: StudyResults, split: str, first: str, other: str) -> list[float]:
+    """Mean test Dice of the first less that of the other, with every seed that both were run with."""
     means = [{arm.seed: mean_over_regions(arm.metrics).dice for arm in results.of(split, name)} for name in (first, other)]
-    common = [seed for seed in means[0] if seed in means[1]]
-    return sum(means[0][seed] > means[1][seed] for seed in common), len(common)
+    return [means[0][seed] - means[1][seed] for seed in means[0] if seed in means[1]]
 
 
 def paper_order(results: StudyResults, split: str) -> tuple[list[tuple[str, float]], bool] | None:

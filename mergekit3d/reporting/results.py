@@ -14,6 +14,9 @@ from mergekit3d.plots.fisher import Information
 BASELINE = "none"
 FUSED = ("imm", "timm")
 MEAN_IMM = "mean-imm"
+LEARNED = "timm"
+"""The only start whose merge differs from size to size and seed to seed."""
+
 _NAMES = {"none": "none", "imm": "IMM", "mean-imm": "mean-IMM", "timm": "T-IMM"}
 
 TRANSFER = (
@@ -91,11 +94,15 @@ class Forgetting:
         rows: the tasks, in words ("labels 1-7, with the S of m1").
         columns: the models.
         dice: one row a task, one value a model; NaN or None where it was not measured.
+        intervals_95: of each; empty where they are not known.
+        note: over what they are.
     """
 
     rows: Sequence[str]
     columns: Sequence[str]
     dice: Sequence[Sequence[float | None]]
+    intervals_95: Sequence[Sequence[tuple[float, float]]] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,10 @@ def dice_table(results: StudyResults) -> Table | None:
     rows = []
     for split in results.splits:
         dice = [arm_dice(results, split, name) for name in results.names]
-        cells = [Cell(_number(arm.mean), _interval(arm.interval_95, arm.spread)) for arm in dice]
+        cells = [Cell(_number(arm.mean), _interval(arm.interval_95, arm.seeds_95)) for arm in dice]
         rows.append((split, _mark_best(cells, [arm.mean for arm in dice])))
-    spread = f"; ±: standard deviation over {len(results.seeds)} seeds" if len(results.seeds) > 1 else ""
-    note = f"below each mean, its 95 % bootstrap interval over the test subjects{spread}"
+    seeds = f"; in brackets: that over {len(results.seeds)} seeds by Student's t" if len(results.seeds) > 1 else ""
+    note = f"below each mean, its 95 % bootstrap interval over the test subjects{seeds}"
     from_each = " from each initialisation" if len(results.names) > 1 else ""
     caption = f"Mean test Dice of {listed(results.regions)} after fine-tuning{from_each}"
     return Table(caption, "target", _headings(results), tuple(rows), note)
@@ -130,7 +130,7 @@ def _evaluation_table(evaluation: Evaluation) -> Table:
         of_region = dict((more or {}).get(region) or {})
         volumes = [of_region.get(key) for key in ("volume_pred_ml", "volume_ref_ml")]
         cells = (
-            Cell(_number(mean.dice), _interval(tuple(intervals["mean"].get(region, (math.nan, math.nan))), None)),
+            Cell(_number(mean.dice), _interval(tuple(intervals["mean"].get(region, (math.nan, math.nan))))),
             Cell(MISSING if math.isnan(mean.hd95) else f"{mean.hd95:.1f} mm"),
             Cell(_number(of_region.get("NSD"))),
             Cell(MISSING if None in volumes else f"{volumes[0]:.1f} ml", "" if None in volumes else f"truth {volumes[1]:.1f} ml"),
@@ -141,7 +141,7 @@ def _evaluation_table(evaluation: Evaluation) -> Table:
     subjects = len({row.subject for row in evaluation.metrics})
     empty = Cell("")
     rows.append(
-        ("mean", (Cell(_number(overall), _interval(tuple(intervals["foreground_mean"]), None)), empty, empty, empty, Cell(str(subjects))))
+        ("mean", (Cell(_number(overall), _interval(tuple(intervals["foreground_mean"]))), empty, empty, empty, Cell(str(subjects))))
     )
     caption = "Agreement with the truth, by region" + (f": {evaluation.name}" if evaluation.name else "")
     columns = ("Dice", "HD95", "surface Dice", "volume", "subjects")
@@ -214,19 +214,23 @@ def forgetting_table(results: StudyResults) -> Table | None:
     found = results.forgetting
     if found is None:
         return None
-    rows = tuple(
-        (label, tuple(Cell(_number(value), share=None if _is_missing(value) else value) for value in values))
-        for label, values in zip(found.rows, found.dice, strict=True)
-    )
+    nowhere = [[(math.nan, math.nan)] * len(found.columns)] * len(found.rows)
+    rows = []
+    for label, values, intervals in zip(found.rows, found.dice, found.intervals_95 or nowhere, strict=True):
+        cells = [
+            Cell(_number(value), _interval(interval), share=None if _is_missing(value) else value)
+            for value, interval in zip(values, intervals, strict=True)
+        ]
+        rows.append((label, tuple(cells)))
     columns = tuple(display_name(column) for column in found.columns)
-    return Table("Test Dice on the sources' own tasks: what each model remembers", "task", columns, rows)
+    return Table("Test Dice on the sources' own tasks: what each model remembers", "task", columns, tuple(rows), found.note)
 
 
 def matrix_table(forgetting: Forgetting) -> Table:
     """Dice of networks on the sources' own tasks, a row a network: Table 4 of the paper on its side, for any number of networks."""
     rows = []
     for name, dice, intervals in zip(forgetting.networks, forgetting.dice, forgetting.intervals_95, strict=True):
-        cells = [Cell(_number(value), _interval(interval, None)) for value, interval in zip(dice, intervals, strict=True)]
+        cells = [Cell(_number(value), _interval(interval)) for value, interval in zip(dice, intervals, strict=True)]
         rows.append((name, (*cells, Cell(_number(defined_mean(dice)))) if len(dice) > 1 else tuple(cells)))
     several = ("mean of the tasks",) if len(forgetting.tasks) > 1 else ()
     columns = (*(f"task of {task} ({forgetting.subjects(task)} subjects)" for task in forgetting.tasks), *several)
@@ -333,10 +337,10 @@ def _p(p: float) -> str:
     return MISSING if math.isnan(p) else p_words(p).removeprefix("p ").removeprefix("= ")
 
 
-def _interval(interval_95: tuple[float, float], spread: float | None) -> str:
-    low, high = interval_95
+def _interval(interval_95: tuple[float, float], seeds_95: tuple[float, float] = (math.nan, math.nan)) -> str:
+    (low, high), (low_seeds, high_seeds) = interval_95, seeds_95
     over_subjects = "" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-    return over_subjects if spread is None else f"{over_subjects}\n± {spread:.3f}"
+    return over_subjects if math.isnan(low_seeds) else f"{over_subjects}\n({low_seeds:.2f} to {high_seeds:.2f})".lstrip()
 
 
 def _length(runs: Sequence[Any]) -> Cell:

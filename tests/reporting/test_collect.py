@@ -244,3 +244,30 @@ def test_record_reads_back(tmp_path):
 
     assert record == replace(read_record(tmp_path) or record, subjects=())
     assert read_record(tmp_path / "other") is None
+
+
+def test_forgetting_of_all_sizes_and_seeds_is_one_table(tmp_path):
+    """In the order of the sizes; T-IMM as mean and interval over its seeds, a source, the same with each, as measured once."""
+    arms = []
+    for size in ("8", "16"):
+        for seed in (0, 1):
+            folder = tmp_path / size / f"seed-{seed}"
+            arms.append(ArmRecord("timm", f"{size} subjects", seed, f"{size}/seed-{seed}/timm"))
+            folder.mkdir(parents=True)
+            content = {
+                "networks": ["m1", "timm"],
+                "tasks": ["m1"],
+                "dice": [[0.9], [0.4 + 0.2 * seed]],
+                "interval_95": [[[0.8, 1]], [[0, 1]]],
+            }
+            (folder / "forgetting.json").write_text(json.dumps(content))
+            (folder / "slices.png").write_bytes(size.encode())
+    write_record(tmp_path, StudyRecord("study", arms=arms))
+    collected = collect(tmp_path)
+    found = collected.forgetting
+
+    assert ["8 subjects: task of m1", "16 subjects: task of m1"] == found.rows
+    assert [[0.9, pytest.approx(0.5)]] * 2 == found.dice
+    assert [(0.8, 1.0), pytest.approx((0.5 - 1.27062, 0.5 + 1.27062), abs=1e-5)] == found.intervals_95[0]
+    assert "by Student's t over 2 seeds" in found.note
+    assert [b"8", b"16"] == [picture.png for picture in collected.pictures]

@@ -45,11 +45,11 @@ def test_all_that_print_as_the_best_are_marked(arms):
 
 
 def test_several_seeds_show_their_spread(arms):
-    """The mean over the seeds, and their standard deviation."""
+    """The mean over the seeds, and its interval by Student's t: 0.01 x 12.706 around it."""
     again = [replace(arm, seed=1, metrics=[replace(row, dice=row.dice + 0.02) for row in arm.metrics]) for arm in arms]
     table = dice_table(StudyResults("study", [*arms, *again]))
     assert table.rows[0][1][0].text == "0.410"
-    assert table.rows[0][1][0].detail.endswith("\n± 0.014")
+    assert table.rows[0][1][0].detail.endswith("\n(0.28 to 0.54)")
 
 
 def test_regions_are_told_one_by_one(arms):
