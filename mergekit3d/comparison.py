@@ -263,7 +263,8 @@ def _notes(defined: Any, comparisons: Sequence[Comparison]) -> list[str]:
         )
     fewest = min(comparison.wins + comparison.losses for comparison in comparisons)
     if fewest < FEWEST_PAIRS:
-        notes.append(f"with {fewest} pairs that differ Wilcoxon's p cannot reach 0.05, whatever the differences: {FEWEST_PAIRS} are needed")
+        pairs = "1 pair that differs" if fewest == 1 else f"{fewest} pairs that differ"
+        notes.append(f"with {pairs} Wilcoxon's p cannot reach 0.05, whatever the differences: {FEWEST_PAIRS} are needed")
     ties = max(comparison.ties for comparison in comparisons)
     if ties:
         notes.append(f"pairs without a difference (up to {ties} in a comparison) are left out of Wilcoxon's ranks, and count as no win")

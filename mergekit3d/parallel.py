@@ -221,7 +221,8 @@ class _Run:
         if number is None or self.is_passed_on:
             return
         self.is_passed_on = True
-        self.reporter.info(f"{signal.Signals(number).name}: waiting for {len(self.running)} steps to save their state")
+        steps = "step to save its" if len(self.running) == 1 else "steps to save their"
+        self.reporter.info(f"{signal.Signals(number).name}: waiting for {len(self.running)} {steps} state")
         for work in self.running.values():
             work.process.send_signal(number)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from mergekit3d import __version__
 from mergekit3d.checkpoints import open_checkpoint
-from mergekit3d.datasets.subject import Subject
+from mergekit3d.datasets.find import find_dataset
+from mergekit3d.datasets.subject import Dataset, Subject
 from mergekit3d.errors import InputError
 from mergekit3d.plan.target import Cohort, open_cohort
 from mergekit3d.recipe.load import LoadedRecipe
@@ -19,12 +20,14 @@ from mergekit3d.recipe.text import recipe_text
 from mergekit3d.reporting.record import ArmRecord, StudyRecord
 from mergekit3d.reporting.results import TRANSFER, Subjects
 from mergekit3d.reporting.words import SEQUENCE
-from mergekit3d.study import Arm, Study
+from mergekit3d.study import Arm, Study, all_sources
 from mergekit3d.volumes.nifti import read_grid
 from mergekit3d.volumes.orientation import spacing_of
 
 LIBRARIES = ("torch", "numpy", "nibabel", "monai", "safetensors")
 MOST_GRIDS = 3
+SUBMISSION = "submission"
+"""The row of the subjects whose truth a challenge keeps."""
 
 
 def study_record(study: Study) -> StudyRecord:
@@ -80,15 +83,26 @@ def _subjects(study: Study) -> list[Subjects]:
     loaded = study.loaded
     found = [
         _of_cohort(source.name, open_cohort(loaded, source.target, key=f"sources.{source.name}.target"))
-        for source in loaded.recipe.sources
+        for source in all_sources(loaded)
         if source.target is not None
     ]
     sizes = {arm.size: arm for arm in reversed(study.arms)} if loaded.recipe.target is not None else {}
     for size, arm in reversed(sizes.items()):
         found.append(_of_cohort(f"target, {size}" if size else "target", _target_cohort(arm)))
+    online = submitted(study)
+    if online is not None:
+        grids, remark = _grids(online.subjects), f"layout {online.layout}, segmented for a challenge that keeps the truth"
+        found.append(Subjects(SUBMISSION, _target_cohort(study.arms[0]).task.modalities, (), 0, 0, len(online.subjects), grids, remark))
     if loaded.recipe.train is not None:
         found.append(_of_cohort(loaded.name, open_cohort(loaded, loaded.recipe.target)))
     return found
+
+
+def submitted(study: Study) -> Dataset | None:
+    """The subjects that a study segments for a challenge; None where it does not, or they are not there."""
+    asked = None if study.loaded.recipe.study is None else study.loaded.recipe.study.submission
+    folder = None if asked is None else study.loaded.data_path(asked.data)
+    return None if folder is None or not folder.exists() else find_dataset(folder)
 
 
 def _of_cohort(name: str, cohort: Cohort) -> Subjects:
@@ -165,4 +179,5 @@ def _machine(study: Study) -> str:
     device = resolve_runtime(study.options.device, study.options.precision).device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} processor, {threads} thread{'' if threads == 1 else 's'}"

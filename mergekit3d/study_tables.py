@@ -18,6 +18,7 @@ from mergekit3d.reporting.evidence import arm_dice
 from mergekit3d.reporting.results import LEARNED, Adaptation, Arm, StudyResults, display_name
 from mergekit3d.storage.atomic import write_text
 from mergekit3d.study import Study, all_sources
+from mergekit3d.study_results import SUBMISSION, submitted
 
 FOLDER = "tables"
 Value = str | int | float
@@ -121,6 +122,11 @@ def _splits(study: Study) -> Iterator[Row]:
             "modalities": " ".join(cohort.task.modalities),
             "outputs": " ".join(cohort.task.outputs),
         }
+    online = submitted(study)
+    if online is not None:
+        modalities = " ".join(open_cohort(loaded, study.arms[0].loaded.recipe.target).task.modalities)
+        counts = {"total": 0, "training": 0, "validation": 0, "test": len(online.subjects)}
+        yield {"task": SUBMISSION, **counts, "modalities": modalities, "outputs": ""}
 
 
 def _seed(study: Study) -> int:

@@ -210,6 +210,8 @@ def test_submission_segments_subjects_of_another_folder(ran: Path) -> None:
 
     assert "submit timm seed 0" in names_done(ran, override)
     assert 5 == len(list((ran / "small/timm/submission").glob("*.nii.gz")))
+    assert "submission,0,0,0,5,t1 t1ce t2 flair,\n" in (ran / "small/tables/table-1.csv").read_text()
+    assert ["m1", "m2", "target", "submission"] == [task["name"] for task in json.loads((ran / "small/study.json").read_text())["subjects"]]
     assert [] == names_done(ran, override)
 
 

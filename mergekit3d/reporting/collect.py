@@ -154,18 +154,31 @@ def _fusions(found: Found, record: StudyRecord) -> dict[str, Mapping[str, Any]]:
     """Reports of fusions; of a study's seeds and sizes, the first of every initialisation."""
     arms = {Path(arm.folder): arm for arm in record.arms}
     fusions: dict[str, Mapping[str, Any]] = {}
+    shown: set[str] = set()
     for path in sorted(found.ending(discover.FUSION_ENDING), key=lambda path: list(arms).index(path.parent) if path.parent in arms else -1):
         content = read_json_object(found.folder / path, "the report of a fusion")
         if not isinstance(content.get("tensors"), list):
             continue
         arm = arms.get(path.parent)
+        if arm is not None and arm.name in shown:
+            continue
         method = str(content.get("method", ""))
         stem = path.name.removesuffix(discover.FUSION_ENDING)
         name = results.display_name(arm.name if arm is not None and arm.folder != "." else method or stem)
+        if arm is not None:
+            shown.add(arm.name)
+            name += _which(arm, record)
         if name in fusions and arm is None:
             name = f"{name} ({(path.parent / stem).as_posix()})"
         fusions.setdefault(name, content)
     return fusions
+
+
+def _which(arm: ArmRecord, record: StudyRecord) -> str:
+    """Size and seed of an arm in words, where a study has several."""
+    several = [len({getattr(other, part) for other in record.arms}) > 1 for part in ("split", "seed")]
+    parts = [word for word, needed in zip((arm.split, f"seed {arm.seed}"), several, strict=True) if needed and word]
+    return f", {', '.join(parts)}" if parts else ""
 
 
 def _evaluations(found: Found, record: StudyRecord) -> list[results.Evaluation]:

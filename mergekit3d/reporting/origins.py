@@ -65,7 +65,7 @@ def provenance_of(found: Found, record: StudyRecord) -> Provenance:
     """
     outputs: dict[str, str] = {}
     inputs = dict(record.inputs)
-    versions, seeds, methods = dict(record.versions), {arm.seed for arm in record.arms}, {}
+    versions, seeds, architecture = dict(record.versions), {arm.seed for arm in record.arms}, None
     for path in found.files:
         if path.name in (discover.SPLIT, discover.RECIPE):
             continue
@@ -83,7 +83,9 @@ def provenance_of(found: Found, record: StudyRecord) -> Provenance:
         if isinstance(told.get("seed"), int):
             seeds.add(told["seed"])
         if opened.metadata.architecture is not None:
-            methods["Architecture"] = _architecture(opened.metadata.architecture)
+            # Channels go by the task: of several networks, only what they have in common is told.
+            told_here = opened.metadata.architecture
+            architecture = {key: value for key, value in (architecture or told_here).items() if told_here.get(key) == value}
         inputs |= {f"{label} of {name}": digest for label, digest in _inputs_of(told)}
     inputs = {name: digest for name, digest in inputs.items() if digest not in outputs.values()}
     return Provenance(
@@ -93,7 +95,7 @@ def provenance_of(found: Found, record: StudyRecord) -> Provenance:
         seeds=sorted(seeds),
         recipe=record.recipe or _recipe(found),
         machine=record.machine,
-        facts=methods,
+        facts={"Architecture": _architecture(architecture)} if architecture else {},
     )
 
 

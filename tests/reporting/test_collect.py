@@ -246,8 +246,11 @@ def test_record_reads_back(tmp_path):
     assert read_record(tmp_path / "other") is None
 
 
-def test_forgetting_of_all_sizes_and_seeds_is_one_table(tmp_path):
-    """In the order of the sizes; T-IMM as mean and interval over its seeds, a source, the same with each, as measured once."""
+def test_sizes_and_seeds_are_told_apart(tmp_path):
+    """Forgetting is one table, in the order of the sizes: T-IMM as mean and interval over its seeds, a source as measured once.
+
+    Slices come in that order too, and of fusions the first is shown, with its size and seed.
+    """
     arms = []
     for size in ("8", "16"):
         for seed in (0, 1):
@@ -262,6 +265,7 @@ def test_forgetting_of_all_sizes_and_seeds_is_one_table(tmp_path):
             }
             (folder / "forgetting.json").write_text(json.dumps(content))
             (folder / "slices.png").write_bytes(size.encode())
+            fusion(folder / "timm")
     write_record(tmp_path, StudyRecord("study", arms=arms))
     collected = collect(tmp_path)
     found = collected.forgetting
@@ -271,3 +275,4 @@ def test_forgetting_of_all_sizes_and_seeds_is_one_table(tmp_path):
     assert [(0.8, 1.0), pytest.approx((0.5 - 1.27062, 0.5 + 1.27062), abs=1e-5)] == found.intervals_95[0]
     assert "by Student's t over 2 seeds" in found.note
     assert [b"8", b"16"] == [picture.png for picture in collected.pictures]
+    assert ["T-IMM, 8 subjects, seed 0"] == list(collected.fusions)
