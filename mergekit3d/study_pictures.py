@@ -35,7 +35,7 @@ def write_slices(group: Sequence[Arm], out: Path, *, options: Options, reporter:
     """
     from mergekit3d.plots.slices import slices_figure
     from mergekit3d.plots.style import save_figure
-    from mergekit3d.prediction import load_predictor, open_subjects, truth_of
+    from mergekit3d.prediction import inference_of, load_predictor, open_subjects, truth_of
 
     cohort = open_cohort(group[0].loaded, group[0].loaded.recipe.target)
     name = _median_subject([arm.metrics for arm in group])
@@ -44,7 +44,7 @@ def write_slices(group: Sequence[Arm], out: Path, *, options: Options, reporter:
     labels = subject_labels(subject, cohort.task.outputs, cohort.dataset.vocabulary)
     predictions = {}
     for arm in group:
-        predictor = load_predictor(arm.checkpoint, options)
+        predictor = load_predictor(arm.checkpoint, options, **inference_of(arm.loaded.recipe.predict))
         predictions[display_name(arm.initialisation)] = np.stack(list(predictor.masks(prepared).values()))
     modality = next((modality for modality in SHOWN_MODALITIES if modality in cohort.task.modalities), cohort.task.modalities[0])
     figure = slices_figure(

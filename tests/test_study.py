@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mergekit3d import prediction
 from mergekit3d.errors import InputError, Problems, RecipeError
 from mergekit3d.forgetting_matrix import Builder, Forgetting, forgetting_matrix, measured_forgetting, read_forgetting
 from mergekit3d.options import DEFAULT_OPTIONS
@@ -21,6 +22,7 @@ from mergekit3d.recipe.text import recipe_text
 from mergekit3d.steps import subjects_identity
 from mergekit3d.study import Study
 from mergekit3d.study_forgetting import forgetting_steps
+from mergekit3d.study_pictures import write_slices
 from mergekit3d.verbs.report import report
 from mergekit3d.verbs.run import run
 
@@ -119,6 +121,26 @@ def test_second_run_does_nothing(ran: Path) -> None:
 
     assert [] == names_done(ran)
     assert before == (ran / "small/timm/finetune/best.safetensors").stat().st_mtime_ns
+
+
+def test_tables_follow_a_recipe_that_asks_for_less(ran: Path) -> None:
+    """No step is out of date, and yet tables and report are, as after a run that ended before it wrote them."""
+    table = ran / "small/tables/table-2.csv"
+
+    assert [] == names_done(ran, "study.initialisations=[none]", "study.forgetting=false")
+    assert "T-IMM" not in table.read_text()
+    assert [] == names_done(ran)
+    assert "T-IMM" in table.read_text()
+
+
+def test_slices_are_predicted_as_the_evaluation_is(ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By windows and mirrors of the recipe's `predict`: whole volumes may not fit into memory, and the Dice above a slice is its own."""
+    asked: list[Any] = []
+    load = prediction.load_predictor
+    monkeypatch.setattr(prediction, "load_predictor", lambda *args, **how: asked.append(how) or load(*args, **how))  # type: ignore[func-returns-value]
+    write_slices(planned(ran, "predict.patch_size=[16, 16, 16]").arms, tmp_path / "slices.png", options=DEFAULT_OPTIONS, reporter=SILENT)
+
+    assert [(16, 16, 16)] * 2 == [how["patch_size"] for how in asked]
 
 
 def test_change_repeats_only_what_depends_on_it(ran: Path) -> None:

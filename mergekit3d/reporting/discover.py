@@ -90,7 +90,7 @@ def _arm(found: Found, folder: Path) -> ArmRecord:
 
 def _trained(found: Found, split: Path) -> str:
     counts = split_counts(found.folder / split) if found.has(split) else None
-    return "target" if counts is None else f"{counts[0]} subjects"
+    return "target" if counts is None else f"{counts[0]} subject{'' if counts[0] == 1 else 's'}"
 
 
 def split_counts(path: Path) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
@@ -65,12 +66,15 @@ class StudyRecord:
 
 
 def write_record(folder: Path, record: StudyRecord) -> None:
-    """Leave a study's record in its folder.
+    """Leave a study's record in its folder; one that says the same is left alone, so that its time tells when it changed.
 
     Raises:
+        InputError: the record that is there is damaged.
         OutputError: the file system refused.
     """
-    write_json(folder / RECORD_NAME, {"format_version": FORMAT_VERSION, **asdict(record)})
+    path, content = folder / RECORD_NAME, {"format_version": FORMAT_VERSION, **asdict(record)}
+    if not path.exists() or read_json_object(path, "the study's record") != json.loads(json.dumps(content)):
+        write_json(path, content)
 
 
 def read_record(folder: Path) -> StudyRecord | None:

@@ -90,7 +90,7 @@ def run_loaded(
     """Carry out a recipe that is loaded already; see `run`."""
     from mergekit3d.parallel import carry_out_parallel, slots_for
     from mergekit3d.plan.whole import check_whole
-    from mergekit3d.reporting.record import write_record
+    from mergekit3d.reporting.record import RECORD_NAME, write_record
     from mergekit3d.steps import carry_out
     from mergekit3d.study import Study
     from mergekit3d.study_results import study_record
@@ -118,9 +118,15 @@ def run_loaded(
         from mergekit3d.study_tables import write_tables
 
         results, report = collect(loaded.out), loaded.out / REPORT_NAME
-        if any(outcome.done for outcome in outcomes) or not report.exists() or not (loaded.out / TABLES).exists():
+        made = [loaded.out / RECORD_NAME, *(path for step in steps for path in step.outputs)]
+        if any(outcome.done for outcome in outcomes) or not (loaded.out / TABLES).exists() or not _is_newer(report, made):
             if loaded.recipe.study is not None:
                 write_tables(study, results)
                 write_figures(study, results)
             write_report(results, report)
     return RunResult(loaded.out, tuple(outcomes), report, list(print_tables(results)))
+
+
+def _is_newer(report: Path, made: Sequence[Path]) -> bool:
+    """Whether a report, which is written last, knows all results: an earlier run may have ended between its last step and its report."""
+    return report.exists() and all(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for path in made if path.exists())
