@@ -132,7 +132,7 @@ def _draw_learning_rate(axes: Axes, logs: Mapping[str, TrainingLog], colours: Ma
     from matplotlib.ticker import LogLocator
 
     axes.set_title("learning rate")
-    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.2g}")
+    axes.yaxis.set_major_formatter(lambda rate, _: f"{rate:.3g}")
     for index, (name, log) in enumerate(logs.items()):
         rate = log.get("learning_rate")
         # Runs often share a schedule: the first one's line shows on both sides of those above it.
