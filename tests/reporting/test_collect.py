@@ -149,7 +149,7 @@ def test_study_is_told_from_its_folders(tmp_path):
     assert [("none", 0), ("m2", 0), ("imm", 0), ("timm", 0)] == [(arm.name, arm.seed) for arm in results.arms][:4]
     assert (["4 %"], [0, 1], ["m2"]) == (results.splits, results.seeds, list(results.sources))
     assert [("m2", 3, 0.4)] == [(training.name, training.epochs, training.validation_dice) for training in results.trainings]
-    assert ["T-IMM"] == list(results.fusions)
+    assert ["T-IMM, seed 0"] == list(results.fusions)
     assert ["elsewhere"] == [found.name for found in results.evaluations]
     assert "Starting from the adaptive merge T-IMM gave the highest mean test Dice" in report_html(results)
 
