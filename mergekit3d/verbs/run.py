@@ -119,7 +119,8 @@ def run_loaded(
 
         results, report = collect(loaded.out), loaded.out / REPORT_NAME
         made = [loaded.out / RECORD_NAME, *(path for step in steps for path in step.outputs)]
-        if any(outcome.done for outcome in outcomes) or not (loaded.out / TABLES).exists() or not _is_newer(report, made):
+        told = [report, *(loaded.out / TABLES).glob("*.csv")]  # `report` may have written the first of them anew
+        if any(outcome.done for outcome in outcomes) or len(told) == 1 or not all(_is_newer(path, made) for path in told):
             if loaded.recipe.study is not None:
                 write_tables(study, results)
                 write_figures(study, results)
