@@ -93,7 +93,9 @@ def ratios_path(loaded: LoadedRecipe) -> Path | None:
     if given is None and loaded.recipe.merge.method == "timm":
         return loaded.output_path(ADAPTED_RATIOS)
     if isinstance(given, str) and given != "uniform":
-        return loaded.output_path(given)
+        up, *rest = Path(given).parts or ("",)
+        # the system finds nothing behind OUT/.. as long as there is no OUT
+        return loaded.out.parent.joinpath(*rest) if up == ".." and not loaded.out.exists() else loaded.output_path(given)
     return None
 
 

@@ -108,6 +108,16 @@ def test_no_file_is_asked_for_without_need(tmp_path):
     assert ratios_path(fusing(tmp_path, "{method: timm, ratios: {m1: 1, m2: 1}}")) is None
 
 
+@pytest.mark.parametrize("is_there", [False, True])
+def test_file_beside_the_output_folder(tmp_path, is_there):
+    """`..` leads out of OUT, whether that has been made or not."""
+    (tmp_path / "own.json").write_text(json.dumps(GOOD))
+    if is_there:
+        (tmp_path / "recipe").mkdir()
+
+    assert [0.25, 0.75] == resolved(tmp_path, "{method: timm, ratios: ../own.json}")[GROUPS[0]]
+
+
 def test_missing_file(tmp_path):
     """Tells what makes it."""
     with pytest.raises(InputError) as caught:
