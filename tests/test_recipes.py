@@ -55,6 +55,7 @@ def test_every_recipe_of_the_issue_is_there() -> None:
         "transfer.yaml",
         "demo.yaml",
         "sequential.yaml",
+        "near.yaml",
         "paper/timm2019.yaml",
         "paper/small.yaml",
     } <= set(NAMES)
