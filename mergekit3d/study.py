@@ -287,19 +287,25 @@ class Study:
         checkpoints = [loaded.checkpoint_path(source) for source in sources]
         return (*checkpoints, *(loaded.fisher_path(source) for source in sources if with_fisher))
 
+    @property
+    def submission_folder(self) -> Path | None:
+        """Where the subjects stand that are segmented for a challenge; None where none are asked for, or they are not there."""
+        study = self.loaded.recipe.study
+        folder = None if study is None or study.submission is None else self.loaded.data_path(study.submission.data)
+        return folder if folder is not None and folder.exists() else None
+
     def _submission(self, arm: Arm) -> Iterator[Step]:
         """Segmentations of the subjects whose truth a challenge keeps to itself."""
         study = self.loaded.recipe.study
-        asked = None if study is None else study.submission
+        asked, data = None if study is None else study.submission, self.submission_folder
         if (
             asked is None
+            or data is None
             or asked.size not in (None, arm.size)
             or arm.initialisation not in (asked.initialisations or (arm.initialisation,))
         ):
             return
-        data, how = self.loaded.data_path(asked.data), arm.loaded.recipe.predict
-        if not data.exists():
-            return
+        how = arm.loaded.recipe.predict
 
         def identity() -> Any:
             subjects = subjects_identity(find_dataset(data).subjects)

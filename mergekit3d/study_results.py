@@ -100,9 +100,8 @@ def _subjects(study: Study) -> list[Subjects]:
 
 def submitted(study: Study) -> Dataset | None:
     """The subjects that a study segments for a challenge; None where it does not, or they are not there."""
-    asked = None if study.loaded.recipe.study is None else study.loaded.recipe.study.submission
-    folder = None if asked is None else study.loaded.data_path(asked.data)
-    return None if folder is None or not folder.exists() else find_dataset(folder)
+    folder = study.submission_folder
+    return None if folder is None else find_dataset(folder)
 
 
 def _of_cohort(name: str, cohort: Cohort) -> Subjects:
